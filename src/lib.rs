@@ -3,3 +3,5 @@
 //! A Pingora proxy plugin that turns two plain Chroma servers into one highly available Chroma: reads go to healthy
 //! nodes, writes are mirrored to every node in one order, and what a node misses is kept in a write-ahead log and
 //! drained in order when it returns.
+
+pub mod config;

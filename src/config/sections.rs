@@ -1,0 +1,304 @@
+//! The sections of the file: what each key means, its unit and its default.
+//!
+//! The doc comments here are what the JSON schema shows in an editor; `conf/diptych.yaml` says the same in place. Every
+//! section can be left out, in whole or key by key. No key can change while the process runs: restart, or hand over by a
+//! graceful upgrade.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::node_url::NodeUrl;
+use super::units;
+
+const MIB: u64 = 1 << 20;
+
+/// One address that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// Address and port, as in `0.0.0.0:8000`.
+    #[serde(deserialize_with = "address")]
+    #[schemars(with = "String")]
+    pub address: SocketAddr,
+}
+
+/// The port for operators: metrics, status, verbs.
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port; null or empty turns the admin port off.
+    #[serde(deserialize_with = "optional_address")]
+    #[schemars(with = "Option<String>")]
+    pub address: Option<SocketAddr>,
+    /// Bearer token for the verbs under `/admin/`; empty means none. Without it, verbs work only where the address is
+    /// loopback.
+    #[serde(deserialize_with = "optional_text", skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub token: Option<String>,
+}
+
+/// One Chroma server. The order of nodes is the order of preference; the first is the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Name in status, metrics and the log: `a-z`, `0-9`, `_` and `-`, at most 63.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,63}$|\$\{"))]
+    pub name: String,
+    /// `http://host:port`.
+    #[schemars(with = "String", regex(pattern = r"^http://[^/]+:[0-9]+/?$|\$\{"))]
+    pub url: NodeUrl,
+    /// Share of the reads, relative to the other nodes.
+    #[serde(default = "one")]
+    pub read_weight: u32,
+}
+
+/// The write-ahead log.
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wal {
+    /// `postgres://user:password@host/database`, or `sqlite://path` for the embedded log.
+    #[schemars(regex(pattern = r"^(postgres|postgresql|sqlite):|\$\{"))]
+    pub url: String,
+    /// Most connections held to the database.
+    pub max_connections: u32,
+}
+
+/// Active checks of the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Time between two checks of a node.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub interval: Duration,
+    /// How long a check waits for its answer.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub timeout: Duration,
+    /// Failed checks in a row that take a node out.
+    pub unhealthy_after: u32,
+    /// Good checks in a row that bring a node back.
+    pub healthy_after: u32,
+}
+
+/// Which nodes a read may be served by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Nodes that have every acknowledged write of the collection.
+    Session,
+    /// The lead alone.
+    Lead,
+    /// Any healthy node, also one that is behind.
+    Any,
+}
+
+/// Reads.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reads {
+    /// Which nodes may serve a read.
+    pub consistency: Consistency,
+    /// Time to the first byte of a node's answer.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub timeout: Duration,
+    /// How long a read or write waits for the drain of the only node that, with its log, has everything.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub behind_wait: Duration,
+}
+
+/// Writes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Writes {
+    /// How long a node's answer is waited for. Long on purpose: large upserts take tens of seconds on healthy nodes, and
+    /// what cuts a hung node short is health.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub timeout: Duration,
+    /// How long the other nodes are waited for after the first has answered.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub mirror_grace: Duration,
+    /// Largest request body; beyond it, 413.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub max_body: u64,
+    /// Most writes queued for one collection; beyond it, 503.
+    pub queue: usize,
+    /// Most bytes of request bodies held at once; beyond it, 503.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub bytes_in_flight: u64,
+}
+
+/// Applying to a node what it missed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// Most records in one batch.
+    pub batch_records: usize,
+    /// Most bytes in one batch; a larger entry goes alone.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub batch_bytes: u64,
+    /// Collections drained side by side, per node.
+    pub concurrency: usize,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The process's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,diptych::drain=debug`.
+    pub level: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            address: Some(([127, 0, 0, 1], 8900).into()),
+            token: None,
+        }
+    }
+}
+
+impl Default for Wal {
+    fn default() -> Self {
+        Self {
+            url: "sqlite://diptych.db".to_owned(),
+            max_connections: 8,
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            interval: second,
+            timeout: second,
+            unhealthy_after: 2,
+            healthy_after: 2,
+        }
+    }
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self {
+            consistency: Consistency::Session,
+            timeout: Duration::from_secs(30),
+            behind_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(600),
+            mirror_grace: Duration::from_secs(2),
+            max_body: 40 * MIB,
+            queue: 1024,
+            bytes_in_flight: 512 * MIB,
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            batch_records: 1000,
+            batch_bytes: 8 * MIB,
+            concurrency: 4,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "(hidden)");
+        f.debug_struct("Admin")
+            .field("address", &self.address)
+            .field("token", &token)
+            .finish()
+    }
+}
+
+impl Wal {
+    /// The URL without its password, for people to read.
+    pub fn shown_url(&self) -> String {
+        match url::Url::parse(&self.url) {
+            Ok(url) if url.scheme() == "sqlite" => self.url.clone(),
+            Ok(url) if url.cannot_be_a_base() => format!("{}:(hidden)", url.scheme()),
+            Ok(mut url) => {
+                if url.password().is_some() && url.set_password(Some("hidden")).is_err() {
+                    return format!("{}://(hidden)", url.scheme());
+                }
+                // libpq's spelling, `?password=`, is a password too.
+                url.set_query(None);
+                url.into()
+            }
+            Err(_) => "(not a URL)".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for Wal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut wal = f.debug_struct("Wal");
+        wal.field("url", &self.shown_url())
+            .field("max_connections", &self.max_connections)
+            .finish()
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is not an address: write IP:port, as in `0.0.0.0:8000`"))
+}
+
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    units::scalar(deserializer, parse_address)
+}
+
+fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    units::optional(deserializer, parse_address)
+}
+
+fn optional_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    units::optional(deserializer, |text| Ok(text.to_owned()))
+}
