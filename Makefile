@@ -1,0 +1,37 @@
+# The commands of this project; continuous integration calls the same ones. Each sets up what it needs first, which is
+# quick when nothing is missing.
+#
+#   RUN_ARGS, TEST_ARGS and BENCH_ARGS are passed on:  make test TEST_ARGS='--test mirror -- --nocapture'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: a C compiler and cmake, Chroma in .venv, Postgres for the tests
+	@scripts/setup all
+
+run: ## Start two local Chroma servers, the embedded log and the proxy
+	@scripts/setup run
+	cargo build --release --locked
+	$(TARGET)/release/diptych dev $(RUN_ARGS)
+
+test: ## Run all tests, those on real servers included
+	@scripts/setup all
+	cargo test --locked --no-fail-fast $(TEST_ARGS)
+
+check: ## Formatting, lints, documentation, dependencies
+	@scripts/setup build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	scripts/check-deps
+
+bench: ## Measure route classification
+	@scripts/setup build
+	cargo bench --locked --bench routes $(BENCH_ARGS)
