@@ -154,12 +154,14 @@ impl<'de, V: Visitor<'de>> Visit<'_, V> {
         match self.wanted {
             Wanted::Text if has_reference => {
                 let expanded = expand(written, self.lookup).map_err(E::custom)?;
-                self.visitor
-                    .visit_str(&expanded)
-                    .map_err(|error: E| match expanded.as_str() {
-                        "" => error,
-                        expanded => E::custom(error.to_string().replace(expanded, written)),
-                    })
+                // What refuses a value quotes it whole; the reference is quoted instead.
+                self.visitor.visit_str(&expanded).map_err(|error: E| {
+                    E::custom(
+                        error
+                            .to_string()
+                            .replacen(&format!("`{expanded}`"), &format!("`{written}`"), 1),
+                    )
+                })
             }
             Wanted::OneOf(names) => {
                 let expanded = expand(written, self.lookup).map_err(E::custom)?;

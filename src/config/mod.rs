@@ -119,7 +119,10 @@ impl Config {
     pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Self, ConfigError> {
         let reader = serde_yaml::Deserializer::from_str(text);
         let mut config = top::read(expanding::Expanding::new(reader, lookup))?;
-        config.server = config.server.validate().map_err(|e| ConfigError::new(e.to_string()))?;
+        config.server = config.server.validate().map_err(|e| match &e.context {
+            Some(context) => ConfigError::new(context.as_str()),
+            None => ConfigError::new(e.to_string()),
+        })?;
         Ok(config)
     }
 

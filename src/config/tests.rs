@@ -275,12 +275,8 @@ fn broken_yaml_is_refused_where_it_breaks() {
 
 #[test]
 fn pingoras_own_checks_are_made() {
-    assert!(
-        parse("max_blocking_threads: 0")
-            .unwrap_err()
-            .message
-            .contains("max_blocking_threads")
-    );
+    let error = parse("max_blocking_threads: 0").unwrap_err();
+    assert_eq!(error.to_string(), "max_blocking_threads must be greater than zero");
 }
 
 // ---- Variables ----
@@ -384,6 +380,11 @@ fn a_variable_that_cannot_be_read_is_not_shown_either() {
         assert!(!error.message.contains("hunter2"), "{error}");
         assert_eq!(error.line, Some(2), "{error}");
     }
+    let example = with("reads: {timeout: \"${V}\"}", &[("V", "30")]).unwrap_err().message;
+    assert!(
+        example.starts_with("reads.timeout: `${V}` has no unit") && example.ends_with("as in `30s`"),
+        "{example}"
+    );
     assert!(
         with("reads: {timeout: \"${V}\"}", &[("V", "")])
             .unwrap_err()
