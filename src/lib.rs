@@ -4,4 +4,6 @@
 //! nodes, writes are mirrored to every node in one order, and what a node misses is kept in a write-ahead log and
 //! drained in order when it returns.
 
+pub mod chroma;
 pub mod config;
+pub mod env;

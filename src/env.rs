@@ -1,0 +1,94 @@
+//! What the core takes from the outside world besides nodes and journal: time, tasks, chance and row ids.
+//!
+//! Lane, mirror and drain never ask the operating system for these. They get an [`Env`], so that a test can run the
+//! whole core on virtual time, from one seed, and see the same run again.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// A future that owns what it needs and can move between threads.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// Time, tasks, chance and row ids, as parameters of the core.
+pub trait Env: Send + Sync + 'static {
+    /// Monotonic time since some fixed moment of this process.
+    fn now(&self) -> Duration;
+    /// Wall clock, for what people read; no decision rests on it.
+    fn wall(&self) -> DateTime<Utc>;
+    /// Ends after `duration`.
+    fn sleep(&self, duration: Duration) -> BoxFuture<()>;
+    /// Runs `task` to its end, whatever happens to the caller.
+    fn spawn(&self, task: BoxFuture<()>);
+    /// A new random UUID: the id of a row, known before the row is sent.
+    fn new_id(&self) -> Uuid;
+    /// A random number.
+    fn random(&self) -> u64;
+}
+
+/// Shared [`Env`].
+pub type SharedEnv = Arc<dyn Env>;
+
+/// The real world: a tokio runtime and the system clock.
+pub struct TokioEnv {
+    handle: tokio::runtime::Handle,
+    start: std::time::Instant,
+}
+
+impl TokioEnv {
+    /// Tasks are spawned on `handle`, which has to be the runtime that shutdown waits for.
+    pub fn new(handle: tokio::runtime::Handle) -> Self {
+        #[allow(clippy::disallowed_methods)] // the one place where time comes from
+        let start = std::time::Instant::now();
+        Self { handle, start }
+    }
+}
+
+impl Env for TokioEnv {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<()> {
+        let handle = self.handle.clone();
+        Box::pin(async move {
+            #[allow(clippy::disallowed_methods)] // the one place where sleeping happens
+            let sleep = {
+                let _runtime = handle.enter();
+                tokio::time::sleep(duration)
+            };
+            sleep.await;
+        })
+    }
+
+    fn spawn(&self, task: BoxFuture<()>) {
+        self.handle.spawn(task);
+    }
+
+    fn new_id(&self) -> Uuid {
+        Uuid::new_v4()
+    }
+
+    fn random(&self) -> u64 {
+        let (high, _) = Uuid::new_v4().as_u64_pair();
+        high
+    }
+}
+
+/// Waits for `future` at most `limit`; `None` when the limit came first.
+pub async fn within<T>(env: &SharedEnv, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::pin!(future);
+    tokio::select! {
+        biased;
+        value = &mut future => Some(value),
+        () = env.sleep(limit) => None,
+    }
+}
