@@ -7,3 +7,4 @@
 pub mod chroma;
 pub mod config;
 pub mod env;
+pub mod journal;

@@ -1,0 +1,346 @@
+//! What each [`Change`] and each question is in SQL.
+//!
+//! Pure: a commit becomes a list of [`Step`]s, which a backend binds and runs in order. Both databases understand
+//! `$1`, `ON CONFLICT` and `RETURNING`, so nearly every statement is written once; where they differ, [`Dialect`]
+//! decides.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::codec::{CodecError, StoredPayload, text};
+use super::{Change, CollectionRecord, Commit, DatabaseRecord, RepairRow};
+use crate::chroma::Generation;
+
+/// Bounds of one multi-row insert: rows, and bytes of compressed bodies.
+const BATCH_ROWS: usize = 1000;
+const BATCH_BYTES: usize = 16 << 20;
+
+/// Which SQL a statement is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+/// A bound parameter.
+#[derive(Debug)]
+pub enum Value {
+    Int(i64),
+    OptInt(Option<i64>),
+    Flag(bool),
+    Str(String),
+    OptStr(Option<String>),
+    Id(Uuid),
+    Ids(Vec<Uuid>),
+    Time(DateTime<Utc>),
+    Bytes(Vec<u8>),
+}
+
+/// One statement with its parameters `$1`, `$2`, ...
+#[derive(Debug)]
+pub struct Statement {
+    pub sql: &'static str,
+    pub values: Vec<Value>,
+}
+
+impl Statement {
+    fn new(sql: &'static str, values: Vec<Value>) -> Self {
+        Self { sql, values }
+    }
+}
+
+/// What a backend runs in one go.
+#[derive(Debug)]
+pub enum Step {
+    /// Rows to insert in as few round trips as the backend can.
+    Payloads(Vec<StoredPayload>),
+    Run(Statement),
+}
+
+/// In the order of [`StoredPayload::read`].
+macro_rules! payload_columns {
+    () => {
+        "id, node, generation, subject, lsn, op, refused, in_doubt, attempts, parked, created_at, body_bytes, body"
+    };
+}
+
+/// True for a collection `c` that some row still speaks of. A row of the namespace lane that names no collection
+/// (a deleted database, a reset) may be about any.
+macro_rules! spoken_of {
+    () => {
+        "(EXISTS (SELECT 1 FROM diptych_payload_rows p WHERE p.generation = c.generation) \
+          OR EXISTS (SELECT 1 FROM diptych_payload_rows p WHERE p.subject = c.generation) \
+          OR EXISTS (SELECT 1 FROM diptych_payload_rows p WHERE p.generation IS NULL AND p.subject IS NULL) \
+          OR EXISTS (SELECT 1 FROM diptych_repair_rows r WHERE r.generation = c.generation) \
+          OR EXISTS (SELECT 1 FROM diptych_repair_rows r WHERE r.generation IS NULL))"
+    };
+}
+
+/// The first rows of a lane: by rows, then by the running sum of their bodies, which is taken before a body is read.
+macro_rules! lane {
+    ($generation:literal) => {
+        concat!(
+            "SELECT ",
+            payload_columns!(),
+            " FROM diptych_payload_rows WHERE node = $1 AND ",
+            $generation,
+            " AND lsn <= (SELECT MAX(lsn) FROM (SELECT lsn, body_bytes, SUM(body_bytes) OVER (ORDER BY lsn) AS upto \
+             FROM (SELECT lsn, body_bytes FROM diptych_payload_rows WHERE node = $1 AND ",
+            $generation,
+            " ORDER BY lsn LIMIT $2) AS first_rows) AS sums WHERE upto <= $3 OR upto = body_bytes) ORDER BY lsn"
+        )
+    };
+}
+
+/// A single row; [`INSERT_PAYLOADS`] is the same for many.
+const INSERT_PAYLOAD: &str = concat!(
+    "INSERT INTO diptych_payload_rows (",
+    payload_columns!(),
+    ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING"
+);
+
+/// Postgres only: each parameter is a column of all rows.
+pub const INSERT_PAYLOADS: &str = concat!(
+    "INSERT INTO diptych_payload_rows (",
+    payload_columns!(),
+    ") SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], \
+     $7::boolean[], $8::boolean[], $9::bigint[], $10::text[], $11::timestamptz[], $12::bigint[], $13::bytea[]) \
+     ON CONFLICT (id) DO NOTHING"
+);
+
+/// The current term, without changing it.
+pub const TERM: &str = "SELECT term FROM diptych_lease";
+
+pub const COLLECTIONS: &str = concat!(
+    "SELECT generation, client_id, tenant, database, name, deleted, created_at, updated_at \
+     FROM diptych_collections c WHERE NOT deleted OR ",
+    spoken_of!(),
+    " ORDER BY generation"
+);
+pub const NODE_IDS: &str = "SELECT generation, node, node_id FROM diptych_collection_nodes";
+pub const DATABASES: &str = "SELECT tenant, name, client_id FROM diptych_databases ORDER BY tenant, name";
+pub const REPAIRS: &str = "SELECT id, node, generation, ids, source, source_marker, lsn, reason, created_at \
+     FROM diptych_repair_rows ORDER BY lsn, id";
+pub const BACKLOGS: &str = "SELECT node, generation, COUNT(*), CAST(SUM(body_bytes) AS BIGINT), COUNT(parked), \
+     MIN(created_at) FROM diptych_payload_rows GROUP BY node, generation ORDER BY node, generation";
+
+/// Deleted collections that nothing speaks of any more.
+pub const PURGE: &str = concat!(
+    "DELETE FROM diptych_collections AS c WHERE deleted AND NOT ",
+    spoken_of!()
+);
+
+/// A question without parameters.
+pub fn ask(sql: &'static str) -> Statement {
+    Statement::new(sql, Vec::new())
+}
+
+/// Moves the term on and returns it.
+pub fn take_term(holder: &str, now: DateTime<Utc>) -> Statement {
+    Statement::new(
+        "UPDATE diptych_lease SET term = term + 1, holder = $1, taken_at = $2 RETURNING term",
+        vec![string(holder), Value::Time(now)],
+    )
+}
+
+/// See [`super::Journal::payloads`].
+pub fn payloads(node: &str, generation: Option<Generation>, max_rows: usize, max_bytes: usize) -> Statement {
+    let mut values = vec![string(node), size(max_rows.max(1)), size(max_bytes)];
+    values.extend(generation.map(Value::Int));
+    let sql = match generation {
+        Some(_) => lane!("generation = $4"),
+        None => lane!("generation IS NULL"),
+    };
+    Statement::new(sql, values)
+}
+
+/// See [`super::Journal::parked`].
+pub fn parked(limit: usize) -> Statement {
+    let sql = concat!(
+        "SELECT ",
+        payload_columns!(),
+        " FROM diptych_payload_rows WHERE parked IS NOT NULL ORDER BY created_at DESC, lsn DESC LIMIT $1"
+    );
+    Statement::new(sql, vec![size(limit)])
+}
+
+/// The insert of one payload row.
+pub fn insert_payload(row: StoredPayload) -> Statement {
+    Statement::new(
+        INSERT_PAYLOAD,
+        vec![
+            Value::Id(row.id),
+            Value::Str(row.node),
+            Value::OptInt(row.generation),
+            Value::OptInt(row.subject),
+            Value::Int(row.lsn),
+            Value::Str(row.op),
+            Value::Flag(row.refused),
+            Value::Flag(row.in_doubt),
+            Value::Int(row.attempts),
+            Value::OptStr(row.parked),
+            Value::Time(row.created_at),
+            Value::Int(row.body_bytes),
+            Value::Bytes(row.body),
+        ],
+    )
+}
+
+/// The steps of a commit; neighbouring payload rows become one step.
+pub fn plan(commit: &Commit, dialect: Dialect) -> Result<Vec<Step>, CodecError> {
+    let mut steps = Vec::with_capacity(commit.len());
+    let mut batch = Vec::new();
+    let mut batch_bytes = 0;
+    for change in commit {
+        if let Change::InsertPayload(row) = change {
+            let row = StoredPayload::pack(row)?;
+            if batch.len() >= BATCH_ROWS || batch_bytes + row.body.len() > BATCH_BYTES {
+                flush(&mut batch, &mut steps);
+                batch_bytes = 0;
+            }
+            batch_bytes += row.body.len();
+            batch.push(row);
+        } else {
+            flush(&mut batch, &mut steps);
+            batch_bytes = 0;
+            statements(change, dialect, &mut steps)?;
+        }
+    }
+    flush(&mut batch, &mut steps);
+    Ok(steps)
+}
+
+fn flush(batch: &mut Vec<StoredPayload>, steps: &mut Vec<Step>) {
+    if !batch.is_empty() {
+        steps.push(Step::Payloads(std::mem::take(batch)));
+    }
+}
+
+/// The steps of one change other than [`Change::InsertPayload`].
+fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Result<(), CodecError> {
+    let mut run = |sql, values| steps.push(Step::Run(Statement::new(sql, values)));
+    match change {
+        Change::InsertPayload(row) => steps.push(Step::Payloads(vec![StoredPayload::pack(row)?])),
+        Change::RemovePayloads(ids) => {
+            let sql = match dialect {
+                Dialect::Postgres => "DELETE FROM diptych_payload_rows WHERE id = ANY($1)",
+                Dialect::Sqlite => "DELETE FROM diptych_payload_rows WHERE id IN (SELECT value FROM json_each($1))",
+            };
+            run(sql, vec![Value::Ids(ids.clone())]);
+        }
+        Change::RemovePayloadsOf(generation) => {
+            run(
+                "DELETE FROM diptych_payload_rows WHERE generation = $1",
+                vec![Value::Int(*generation)],
+            );
+        }
+        Change::CountAttempt(id) => {
+            run(
+                "UPDATE diptych_payload_rows SET attempts = attempts + 1 WHERE id = $1",
+                vec![Value::Id(*id)],
+            );
+        }
+        Change::MarkInDoubt(id) => {
+            run(
+                "UPDATE diptych_payload_rows SET in_doubt = $2 WHERE id = $1",
+                vec![Value::Id(*id), Value::Flag(true)],
+            );
+        }
+        Change::Park { id, reason } => {
+            run(
+                "UPDATE diptych_payload_rows SET parked = $2 WHERE id = $1",
+                vec![Value::Id(*id), string(reason)],
+            );
+        }
+        Change::InsertRepair(row) => run(INSERT_REPAIR, repair_values(row)?),
+        Change::RemoveRepairs(ids) => {
+            let sql = match dialect {
+                Dialect::Postgres => "DELETE FROM diptych_repair_rows WHERE id = ANY($1)",
+                Dialect::Sqlite => "DELETE FROM diptych_repair_rows WHERE id IN (SELECT value FROM json_each($1))",
+            };
+            run(sql, vec![Value::Ids(ids.clone())]);
+        }
+        Change::RemoveRepairsOf(generation) => {
+            run(
+                "DELETE FROM diptych_repair_rows WHERE generation = $1",
+                vec![Value::Int(*generation)],
+            );
+        }
+        Change::PutCollection(collection) => run(PUT_COLLECTION, collection_values(collection)),
+        Change::PutNodeId { generation, node, id } => {
+            run(PUT_NODE_ID, vec![Value::Int(*generation), string(node), Value::Id(*id)]);
+        }
+        Change::PutDatabase(DatabaseRecord {
+            tenant,
+            name,
+            client_id,
+        }) => {
+            run(REMOVE_DATABASE, vec![string(tenant), string(name)]);
+            run(PUT_DATABASE, vec![string(tenant), string(name), Value::Id(*client_id)]);
+        }
+        Change::RemoveDatabase { tenant, name } => run(REMOVE_DATABASE, vec![string(tenant), string(name)]),
+        Change::RemoveEverything => {
+            run("DELETE FROM diptych_payload_rows", Vec::new());
+            run("DELETE FROM diptych_repair_rows", Vec::new());
+            run("DELETE FROM diptych_databases", Vec::new());
+            run("DELETE FROM diptych_collections", Vec::new());
+        }
+    }
+    Ok(())
+}
+
+const INSERT_REPAIR: &str = "INSERT INTO diptych_repair_rows \
+     (id, node, generation, ids, source, source_marker, lsn, reason, created_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
+
+const PUT_COLLECTION: &str = "INSERT INTO diptych_collections \
+     (generation, client_id, tenant, database, name, deleted, created_at, updated_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (generation) DO UPDATE SET \
+     client_id = excluded.client_id, tenant = excluded.tenant, database = excluded.database, name = excluded.name, \
+     deleted = excluded.deleted, created_at = excluded.created_at, updated_at = excluded.updated_at";
+
+const PUT_NODE_ID: &str = "INSERT INTO diptych_collection_nodes (generation, node, node_id) VALUES ($1, $2, $3) \
+     ON CONFLICT (generation, node) DO UPDATE SET node_id = excluded.node_id";
+
+const REMOVE_DATABASE: &str = "DELETE FROM diptych_databases WHERE tenant = $1 AND name = $2";
+const PUT_DATABASE: &str = "INSERT INTO diptych_databases (tenant, name, client_id) VALUES ($1, $2, $3)";
+
+fn repair_values(row: &RepairRow) -> Result<Vec<Value>, CodecError> {
+    let ids = row.ids.as_ref().map(serde_json::to_string).transpose()?;
+    Ok(vec![
+        Value::Id(row.id),
+        string(&row.node),
+        Value::OptInt(row.generation),
+        Value::OptStr(ids),
+        opt_string(row.source.as_deref()),
+        opt_string(row.source_marker.as_deref()),
+        Value::Int(row.lsn),
+        string(&row.reason),
+        Value::Time(row.created_at),
+    ])
+}
+
+fn collection_values(collection: &CollectionRecord) -> Vec<Value> {
+    vec![
+        Value::Int(collection.generation),
+        Value::Id(collection.client_id),
+        string(&collection.tenant),
+        string(&collection.database),
+        string(&collection.name),
+        Value::Flag(collection.deleted),
+        Value::Time(collection.created_at),
+        Value::Time(collection.updated_at),
+    ]
+}
+
+fn string(value: &str) -> Value {
+    Value::Str(text(value).into_owned())
+}
+
+fn opt_string(value: Option<&str>) -> Value {
+    Value::OptStr(value.map(|value| text(value).into_owned()))
+}
+
+fn size(value: usize) -> Value {
+    Value::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
