@@ -4,7 +4,12 @@
 //! nodes, writes are mirrored to every node in one order, and what a node misses is kept in a write-ahead log and
 //! drained in order when it returns.
 
+pub mod catalog;
 pub mod chroma;
+pub mod cluster;
 pub mod config;
+pub mod drain;
 pub mod env;
 pub mod journal;
+pub mod lane;
+pub mod mirror;

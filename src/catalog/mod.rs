@@ -1,0 +1,282 @@
+//! The catalog: clients see one UUID per collection, every node has its own.
+//!
+//! It is a memory image of the journal's tables, so that a read finds its way without a round trip. Whoever changes it
+//! commits to the journal first. A collection's *generation* is one life of a name: deleting and creating a name again
+//! makes a new generation with a new UUID, and nothing of the old one is ever applied to it (design.md 8, R4).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use parking_lot::RwLock;
+use uuid::Uuid;
+
+use crate::chroma::Generation;
+use crate::cluster::NodeIndex;
+use crate::journal::{CollectionRecord, DatabaseRecord};
+use crate::lane::{Lane, Pair};
+use crate::mirror::QueuedWrite;
+
+/// What can change about a collection while it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub tenant: String,
+    pub database: String,
+    pub name: String,
+    pub deleted: bool,
+    /// Each node's own UUID, by node index.
+    pub node_ids: Vec<Option<Uuid>>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// One life of a collection.
+#[derive(Debug)]
+pub struct Collection {
+    pub generation: Generation,
+    /// The UUID that clients see.
+    pub client_id: Uuid,
+    pub created_at: DateTime<Utc>,
+    facts: ArcSwap<Facts>,
+    /// A write with embeddings has succeeded, or a node has told its dimension. Until then a refused write may still
+    /// set the dimension on the node that refused it (chroma-facts.md 18.1).
+    dimension_known: AtomicBool,
+    pub pairs: Vec<Pair>,
+    pub lane: Lane<QueuedWrite>,
+}
+
+impl Collection {
+    pub fn facts(&self) -> Arc<Facts> {
+        self.facts.load_full()
+    }
+
+    pub fn node_id(&self, node: NodeIndex) -> Option<Uuid> {
+        self.facts.load().node_ids.get(node).copied().flatten()
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.facts.load().deleted
+    }
+
+    /// Whether the node can serve this collection, if it is up.
+    pub fn in_sync(&self, node: NodeIndex) -> bool {
+        self.pairs[node].in_sync() && self.node_id(node).is_some()
+    }
+
+    pub fn dimension_known(&self) -> bool {
+        self.dimension_known.load(Ordering::SeqCst)
+    }
+
+    pub fn set_dimension_known(&self) {
+        self.dimension_known.store(true, Ordering::SeqCst);
+    }
+
+    /// The record as it stands in the journal, without node ids.
+    pub fn record(&self) -> CollectionRecord {
+        let facts = self.facts();
+        CollectionRecord {
+            generation: self.generation,
+            client_id: self.client_id,
+            tenant: facts.tenant.clone(),
+            database: facts.database.clone(),
+            name: facts.name.clone(),
+            deleted: facts.deleted,
+            node_ids: BTreeMap::new(),
+            created_at: self.created_at,
+            updated_at: facts.updated_at,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_generation: BTreeMap<Generation, Arc<Collection>>,
+    /// Client ids and every node's ids.
+    by_id: HashMap<Uuid, Arc<Collection>>,
+    /// Living collections by tenant, database and name.
+    by_name: BTreeMap<(String, String), BTreeMap<String, Arc<Collection>>>,
+    databases: BTreeMap<(String, String), Uuid>,
+}
+
+/// All collections and databases that Diptych knows.
+#[derive(Debug)]
+pub struct Catalog {
+    index: RwLock<Index>,
+    nodes: Vec<String>,
+    queue_limit: usize,
+}
+
+impl Catalog {
+    /// `nodes` are the nodes' names in configured order; `queue_limit` bounds each lane.
+    pub fn new(nodes: Vec<String>, queue_limit: usize) -> Self {
+        Self {
+            index: RwLock::default(),
+            nodes,
+            queue_limit,
+        }
+    }
+
+    /// By any UUID: the one clients see, or any node's own.
+    pub fn by_id(&self, id: Uuid) -> Option<Arc<Collection>> {
+        self.index.read().by_id.get(&id).cloned()
+    }
+
+    pub fn by_name(&self, tenant: &str, database: &str, name: &str) -> Option<Arc<Collection>> {
+        let key = (tenant.to_owned(), database.to_owned());
+        self.index
+            .read()
+            .by_name
+            .get(&key)
+            .and_then(|names| names.get(name))
+            .cloned()
+    }
+
+    pub fn by_generation(&self, generation: Generation) -> Option<Arc<Collection>> {
+        self.index.read().by_generation.get(&generation).cloned()
+    }
+
+    /// Living collections of a database, by name.
+    pub fn in_database(&self, tenant: &str, database: &str) -> Vec<Arc<Collection>> {
+        let key = (tenant.to_owned(), database.to_owned());
+        self.index
+            .read()
+            .by_name
+            .get(&key)
+            .map(|names| names.values().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// All that are known, also deleted ones that rows still speak of; by generation.
+    pub fn all(&self) -> Vec<Arc<Collection>> {
+        self.index.read().by_generation.values().cloned().collect()
+    }
+
+    pub fn database_id(&self, tenant: &str, name: &str) -> Option<Uuid> {
+        self.index
+            .read()
+            .databases
+            .get(&(tenant.to_owned(), name.to_owned()))
+            .copied()
+    }
+
+    /// Tenants and databases that Diptych has seen.
+    pub fn known_databases(&self) -> Vec<(String, String)> {
+        let index = self.index.read();
+        let mut known: Vec<_> = index.by_name.keys().chain(index.databases.keys()).cloned().collect();
+        known.sort();
+        known.dedup();
+        known
+    }
+
+    pub fn put_database(&self, record: DatabaseRecord) {
+        self.index
+            .write()
+            .databases
+            .insert((record.tenant, record.name), record.client_id);
+    }
+
+    pub fn remove_database(&self, tenant: &str, name: &str) {
+        self.index
+            .write()
+            .databases
+            .remove(&(tenant.to_owned(), name.to_owned()));
+    }
+
+    /// Makes a collection known; the journal has it already.
+    pub fn insert(&self, record: CollectionRecord) -> Arc<Collection> {
+        let node_ids = self
+            .nodes
+            .iter()
+            .map(|node| record.node_ids.get(node).copied())
+            .collect();
+        let facts = Facts {
+            tenant: record.tenant,
+            database: record.database,
+            name: record.name,
+            deleted: record.deleted,
+            node_ids,
+            updated_at: record.updated_at,
+        };
+        let collection = Arc::new(Collection {
+            generation: record.generation,
+            client_id: record.client_id,
+            created_at: record.created_at,
+            facts: ArcSwap::from_pointee(facts.clone()),
+            dimension_known: AtomicBool::new(false),
+            pairs: self.nodes.iter().map(|_| Pair::default()).collect(),
+            lane: Lane::new(self.queue_limit),
+        });
+        let mut index = self.index.write();
+        index.by_generation.insert(record.generation, collection.clone());
+        index.by_id.insert(record.client_id, collection.clone());
+        for id in facts.node_ids.iter().flatten() {
+            index.by_id.insert(*id, collection.clone());
+        }
+        if !facts.deleted {
+            index
+                .by_name
+                .entry((facts.tenant, facts.database))
+                .or_default()
+                .insert(facts.name, collection.clone());
+        }
+        collection
+    }
+
+    /// Sets one node's UUID of a collection; the journal has it already.
+    pub fn set_node_id(&self, collection: &Arc<Collection>, node: NodeIndex, id: Uuid) {
+        let mut index = self.index.write();
+        let mut facts = Facts::clone(&collection.facts.load());
+        facts.node_ids[node] = Some(id);
+        collection.facts.store(Arc::new(facts));
+        index.by_id.insert(id, collection.clone());
+    }
+
+    pub fn rename(&self, collection: &Arc<Collection>, name: &str, at: DateTime<Utc>) {
+        let mut index = self.index.write();
+        let mut facts = Facts::clone(&collection.facts.load());
+        let names = index
+            .by_name
+            .entry((facts.tenant.clone(), facts.database.clone()))
+            .or_default();
+        if names
+            .get(&facts.name)
+            .is_some_and(|other| other.generation == collection.generation)
+        {
+            names.remove(&facts.name);
+        }
+        names.insert(name.to_owned(), collection.clone());
+        facts.name = name.to_owned();
+        facts.updated_at = at;
+        collection.facts.store(Arc::new(facts));
+    }
+
+    /// The collection is gone; its UUIDs stay known as those of a deleted one.
+    pub fn set_deleted(&self, collection: &Arc<Collection>, at: DateTime<Utc>) {
+        let mut index = self.index.write();
+        let mut facts = Facts::clone(&collection.facts.load());
+        if let Some(names) = index.by_name.get_mut(&(facts.tenant.clone(), facts.database.clone()))
+            && names
+                .get(&facts.name)
+                .is_some_and(|other| other.generation == collection.generation)
+        {
+            names.remove(&facts.name);
+        }
+        facts.deleted = true;
+        facts.updated_at = at;
+        collection.facts.store(Arc::new(facts));
+        for pair in &collection.pairs {
+            pair.clear_rows();
+        }
+    }
+
+    /// Everything is gone (`reset`); the UUIDs stay known as those of deleted collections.
+    pub fn clear(&self, at: DateTime<Utc>) {
+        for collection in self.all() {
+            self.set_deleted(&collection, at);
+        }
+        let mut index = self.index.write();
+        index.by_name.clear();
+        index.databases.clear();
+    }
+}

@@ -1,0 +1,186 @@
+//! One request to one node, and what is known when it fails.
+//!
+//! The only thing a mirror needs from an HTTP client beyond sending is the difference between *not sent* (certain: the
+//! node never saw it) and *broken* (the node may have it). The client has no timeouts of its own: dropping a request
+//! makes Chroma cancel it half-way (chroma-facts.md 3.4), so callers stop waiting but let it run on.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioTimer;
+
+/// A request to a node; the path is raw, with its query.
+#[derive(Debug, Clone)]
+pub struct NodeRequest {
+    pub method: Method,
+    pub path: String,
+    /// JSON; sent with a content type when present.
+    pub body: Option<Bytes>,
+}
+
+impl NodeRequest {
+    pub fn get(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: None,
+        }
+    }
+
+    pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self {
+            method: Method::POST,
+            path: path.into(),
+            body: Some(body.into()),
+        }
+    }
+
+    pub fn new(method: Method, path: impl Into<String>, body: Option<Bytes>) -> Self {
+        Self {
+            method,
+            path: path.into(),
+            body,
+        }
+    }
+}
+
+/// A whole answer of a node.
+#[derive(Debug, Clone)]
+pub struct NodeResponse {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl NodeResponse {
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Certain: the node has not seen the request.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// The connection ended without a whole answer: the node may have applied the request.
+    #[error("connection broken: {0}")]
+    Broken(String),
+}
+
+/// A body that arrives in pieces.
+pub type StreamedBody = UnsyncBoxBody<Bytes, SendError>;
+
+/// The head of an answer, with its body still to come.
+pub struct StreamedResponse {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: StreamedBody,
+}
+
+/// How the core talks to a node.
+#[async_trait]
+pub trait NodeClient: Send + Sync + 'static {
+    /// Sends and waits for the head of the answer, for as long as the connection lives.
+    async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError>;
+
+    /// Sends and waits for the whole answer, for as long as the connection lives.
+    async fn send(&self, request: NodeRequest) -> Result<NodeResponse, SendError> {
+        let StreamedResponse { status, headers, body } = self.open(request).await?;
+        Ok(NodeResponse {
+            status,
+            headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    }
+}
+
+/// [`NodeClient`] over HTTP/1.1 with pooled connections, all of which live on one runtime.
+pub struct HttpNodeClient {
+    client: Client<HttpConnector, Full<Bytes>>,
+    authority: String,
+}
+
+/// Puts connection tasks on the runtime that shutdown waits for, whoever made the request.
+#[derive(Clone)]
+struct OnRuntime(tokio::runtime::Handle);
+
+impl<F> hyper::rt::Executor<F> for OnRuntime
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+impl HttpNodeClient {
+    /// `authority` is `host:port`; the name is resolved again for every new connection. Requests have to be made on
+    /// `runtime`.
+    pub fn new(authority: &str, runtime: tokio::runtime::Handle) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        connector.set_keepalive(Some(Duration::from_secs(10)));
+        connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+        connector.set_keepalive_retries(Some(4));
+        #[cfg(target_os = "linux")]
+        connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+        let client = Client::builder(OnRuntime(runtime))
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        Self {
+            client,
+            authority: authority.to_owned(),
+        }
+    }
+}
+
+#[async_trait]
+impl NodeClient for HttpNodeClient {
+    async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError> {
+        let mut builder = http::Request::builder()
+            .method(request.method)
+            .uri(format!("http://{}{}", self.authority, request.path));
+        if request.body.is_some() {
+            builder = builder.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = builder
+            .body(Full::new(request.body.unwrap_or_default()))
+            .map_err(|error| SendError::NotSent(error.to_string()))?;
+        let response = self.client.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                SendError::NotSent(chain(&error))
+            } else {
+                SendError::Broken(chain(&error))
+            }
+        })?;
+        let (head, body) = response.into_parts();
+        let body = body.map_err(|error| SendError::Broken(chain(&error))).boxed_unsync();
+        Ok(StreamedResponse {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
+    }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

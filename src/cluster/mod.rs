@@ -1,0 +1,88 @@
+//! The nodes: who they are, who is up, and who gets a request.
+
+mod canary;
+mod client;
+mod health;
+mod node;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use client::{HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
+pub use health::{HealthService, Thresholds, health_service};
+pub use node::{Node, NodeIndex, Socket};
+
+/// All nodes, in the configured order of preference.
+pub struct Cluster {
+    nodes: Vec<Arc<Node>>,
+    /// Bumped whenever something changed that a waiting request may care about: a node went up or down, a collection
+    /// came back in sync.
+    changes: watch::Sender<u64>,
+    concluding: parking_lot::Mutex<()>,
+}
+
+impl Cluster {
+    pub fn new(nodes: Vec<Node>) -> Self {
+        Self {
+            nodes: nodes.into_iter().map(Arc::new).collect(),
+            changes: watch::Sender::new(0),
+            concluding: parking_lot::Mutex::new(()),
+        }
+    }
+
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    pub fn node(&self, index: NodeIndex) -> &Arc<Node> {
+        &self.nodes[index]
+    }
+
+    /// Position of the node with this name.
+    pub fn index_of(&self, name: &str) -> Option<NodeIndex> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
+    /// Tells everyone who waits for a better state to look again.
+    pub fn announce_change(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub fn watch_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Positions of all nodes that are up.
+    pub fn up(&self) -> impl Iterator<Item = NodeIndex> + '_ {
+        self.nodes.iter().filter(|node| node.is_up()).map(|node| node.index)
+    }
+
+    /// Of `candidates`, the one that serves the next read: the lower load per weight of two drawn at random, as in
+    /// Mitzenmacher, "The Power of Two Choices".
+    pub fn choose(&self, candidates: &[NodeIndex], random: u64) -> Option<NodeIndex> {
+        match candidates {
+            [] => None,
+            [only] => Some(*only),
+            many => {
+                let count = many.len() as u64;
+                let first = many[(random % count) as usize];
+                let step = 1 + (random >> 32) % (count - 1);
+                let second = many[((random % count + step) % count) as usize];
+                let load = |index: NodeIndex| {
+                    let node = &self.nodes[index];
+                    (node.reads_in_flight() as u64 + 1) * u64::from(u16::MAX) / u64::from(node.read_weight.max(1))
+                };
+                Some(if load(second) < load(first) { second } else { first })
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! One Chroma server as the proxy sees it.
+//!
+//! A node is *up* when its probes pass, no connection to it failed since, and a canary write has returned after the
+//! last time it was not up (design.md 4.7: nothing else is sent to a node before that). It is up or down as a whole;
+//! whether it may serve one collection is a matter of that collection's state.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::client::NodeClient;
+
+/// Position of a node in the configuration: 0 is the primary.
+pub type NodeIndex = usize;
+
+/// What is known of a node; `health` draws the conclusions.
+#[derive(Debug)]
+pub(super) struct Observed {
+    /// Pingora's verdict, thresholds applied; like Pingora's it starts out true.
+    pub healthy: bool,
+    /// Probes passed since a request last failed to connect.
+    pub passed_since_failure: usize,
+    pub failed_passively: bool,
+    /// A canary write returned since the node was last not healthy.
+    pub canary_passed: bool,
+    pub canary_running: bool,
+    pub last_error: Option<String>,
+}
+
+impl Observed {
+    pub fn is_healthy(&self) -> bool {
+        self.healthy && !self.failed_passively && self.canary_passed
+    }
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            healthy: true,
+            passed_since_failure: 0,
+            failed_passively: false,
+            canary_passed: false,
+            canary_running: false,
+            last_error: None,
+        }
+    }
+}
+
+/// A Chroma server.
+pub struct Node {
+    pub index: NodeIndex,
+    pub name: String,
+    /// `host:port` as configured.
+    pub authority: String,
+    pub read_weight: u32,
+    pub client: Arc<dyn NodeClient>,
+    pub(super) observed: Mutex<Observed>,
+    pub(super) canary_collection: Mutex<Option<Uuid>>,
+    up: watch::Sender<bool>,
+    address: ArcSwapOption<SocketAddr>,
+    reads: AtomicUsize,
+    ejections: AtomicU64,
+    sockets: Mutex<Vec<Arc<Socket>>>,
+}
+
+/// A duplicate of the socket of a read that is under way, so that a health flip can end it.
+pub struct Socket {
+    fd: OwnedFd,
+    done: AtomicBool,
+}
+
+impl Node {
+    pub fn new(
+        index: NodeIndex,
+        name: impl Into<String>,
+        authority: impl Into<String>,
+        read_weight: u32,
+        client: Arc<dyn NodeClient>,
+    ) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            authority: authority.into(),
+            read_weight,
+            client,
+            observed: Mutex::default(),
+            canary_collection: Mutex::default(),
+            up: watch::Sender::new(false),
+            address: ArcSwapOption::empty(),
+            reads: AtomicUsize::new(0),
+            ejections: AtomicU64::new(0),
+            sockets: Mutex::default(),
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Whether its probes pass; a node whose probes fail can still be up when no other is.
+    pub fn is_healthy(&self) -> bool {
+        self.observed.lock().is_healthy()
+    }
+
+    /// Changes when the node goes up or down.
+    pub fn watch_up(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
+    }
+
+    /// Ends when the node is down.
+    pub async fn until_down(&self) {
+        let mut up = self.watch_up();
+        // The sender lives as long as the node.
+        let _ = up.wait_for(|up| !up).await.is_ok();
+    }
+
+    /// How often it went from up to down.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Why the last probe or connection failed.
+    pub fn last_error(&self) -> Option<String> {
+        self.observed.lock().last_error.clone()
+    }
+
+    /// The address that reads connect to, once the name was resolved.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.load().as_deref().copied()
+    }
+
+    pub fn set_address(&self, address: SocketAddr) {
+        if self.address() != Some(address) {
+            self.address.store(Some(Arc::new(address)));
+        }
+    }
+
+    pub fn reads_in_flight(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    pub fn read_started(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn read_ended(&self) {
+        self.reads.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Sets the outcome of all that is observed; returns whether it changed.
+    pub(super) fn set_up(&self, up: bool) -> bool {
+        let changed = self.up.send_if_modified(|current| {
+            let changed = *current != up;
+            *current = up;
+            changed
+        });
+        if changed && !up {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            self.cut_reads();
+        }
+        changed
+    }
+
+    /// Remembers the socket of a read until [`Node::forget_socket`]; a health flip shuts it down, so that the read is
+    /// retried on another node instead of waiting for its timeout.
+    pub fn remember_socket(&self, fd: std::os::fd::BorrowedFd<'_>) -> Option<Arc<Socket>> {
+        let socket = Arc::new(Socket {
+            fd: fd.try_clone_to_owned().ok()?,
+            done: AtomicBool::new(false),
+        });
+        self.sockets.lock().push(socket.clone());
+        if !self.is_up() {
+            self.cut_reads();
+        }
+        Some(socket)
+    }
+
+    pub fn forget_socket(&self, socket: &Arc<Socket>) {
+        socket.done.store(true, Ordering::Relaxed);
+        let mut sockets = self.sockets.lock();
+        if let Some(position) = sockets.iter().position(|other| Arc::ptr_eq(other, socket)) {
+            sockets.swap_remove(position);
+        }
+    }
+
+    fn cut_reads(&self) {
+        use std::os::fd::AsRawFd;
+        for socket in self.sockets.lock().drain(..) {
+            if !socket.done.load(Ordering::Relaxed) {
+                // SAFETY: the descriptor is open: `socket` owns it.
+                unsafe { libc::shutdown(socket.fd.as_raw_fd(), libc::SHUT_RDWR) };
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The drain: brings a node that missed entries back in step.
+//!
+//! One service per node. Rows are applied in order within a lane; lanes side by side. A step's rows are removed by a
+//! commit before the next step is sent (schedule S32), so a crash repeats at most one step, and a step is one upstream
+//! request of one kind, which is idempotent on its own (chroma-facts.md 3.1). The last rows are applied while holding
+//! the lane, so that the node joins it exactly between two writes (design.md R1).
+//!
+//! Record rows of a collection wait until the node has the collection, which the namespace's own rows see to; they are
+//! addressed by the node's UUID, so a rename does not concern them and a delete makes them moot. Beyond that the
+//! namespace needs no barrier here.
+//!
+//! A connection error ends the work on that node without blame: it goes on when the node is up again. An answer that a
+//! node had failed counts an attempt; after some, the lane gets a repair row.
+
+mod combine;
+mod namespace;
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::chroma::Generation;
+use crate::cluster::NodeIndex;
+use crate::journal::{Change, PayloadRow};
+use crate::mirror::{Core, Scope};
+
+/// After so many answers that the node failed, an entry is left to repair.
+pub(crate) const ATTEMPTS: i32 = 5;
+/// A lane is handed over to live writes when what is left takes at most so many requests.
+const HANDOVER_STEPS: usize = 8;
+/// After so many rounds of catching up the lane is taken whatever is left: writers were faster.
+const PATIENCE: usize = 20;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const FENCE_LIMIT: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_secs(1);
+
+/// How work on a lane ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The node is in step with the lane, or nothing more can be done for it here.
+    Done,
+    /// Something failed that may pass.
+    Pause,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Applied,
+    Stop(End),
+}
+
+type Key = Option<Generation>;
+
+/// Drains one node for as long as the process lives.
+pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
+    let active: Arc<Mutex<BTreeSet<Key>>> = Arc::default();
+    let pauses: Arc<Mutex<BTreeMap<Key, (Duration, Duration)>>> = Arc::default();
+    let mut changes = core.cluster.watch_changes();
+    loop {
+        changes.mark_unchanged();
+        if core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) && !core.log.is_fenced() {
+            for (key, scope) in work(&core, node) {
+                if active.lock().len() >= core.settings.drain_concurrency {
+                    break;
+                }
+                let now = core.env.now();
+                let waits = pauses.lock().get(&key).is_some_and(|(until, _)| now < *until);
+                if waits || !active.lock().insert(key) {
+                    continue;
+                }
+                let (core, active, pauses) = (core.clone(), active.clone(), pauses.clone());
+                core.clone().spawn_job(async move {
+                    let end = drain_lane(&core, node, &scope).await;
+                    match end {
+                        End::Done => pauses.lock().remove(&key),
+                        End::Pause => {
+                            let mut pauses = pauses.lock();
+                            let pause = pauses
+                                .get(&key)
+                                .map_or(FIRST_PAUSE, |(_, last)| (*last * 2).min(LONGEST_PAUSE));
+                            pauses.insert(key, (core.env.now() + pause, pause))
+                        }
+                    };
+                    active.lock().remove(&key);
+                    core.cluster.announce_change();
+                });
+            }
+        }
+        tokio::select! {
+            biased;
+            _ = changes.changed() => {}
+            () = core.env.sleep(TICK) => {}
+        }
+    }
+}
+
+/// Lanes of this node that can be drained now, the namespace first.
+fn work(core: &Core, node: NodeIndex) -> Vec<(Key, Scope)> {
+    let keys: Vec<_> = core
+        .behind
+        .lock()
+        .range((node, None)..(node + 1, None))
+        .map(|(_, key)| *key)
+        .collect();
+    let mut found = Vec::new();
+    for key in keys {
+        let scope = match key {
+            None => Scope::Namespace,
+            Some(generation) => match core.catalog.by_generation(generation) {
+                Some(collection) => Scope::Collection(collection),
+                None => continue,
+            },
+        };
+        let pair = &scope.pairs(core)[node];
+        if pair.pending() == 0 {
+            core.behind.lock().remove(&(node, key));
+            continue;
+        }
+        let reachable = match &scope {
+            Scope::Namespace => true,
+            Scope::Collection(collection) => collection.node_id(node).is_some(),
+        };
+        if pair.drainable() && reachable {
+            found.push((key, scope));
+        }
+    }
+    found
+}
+
+/// Applies a lane's rows to the node until it is in step or something stops it.
+async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
+    let mut fenced = false;
+    let mut rounds = 0;
+    while core.cluster.node(node).is_up() {
+        let pair = &scope.pairs(core)[node];
+        if !pair.drainable() {
+            return End::Done;
+        }
+        let Ok(rows) = read(core, node, scope).await else {
+            return End::Pause;
+        };
+        if !fenced && rows.iter().any(|row| row.in_doubt) {
+            // What may still be on its way has landed when a canary sent after it has returned.
+            let canary = crate::env::within(&core.env, FENCE_LIMIT, core.cluster.node(node).canary()).await;
+            match canary {
+                Some(Ok(())) => fenced = true,
+                _ => return End::Pause,
+            }
+        }
+        rounds += 1;
+        let steps = combine::plan(&rows).len();
+        let is_rest = rows.len() as u64 >= pair.pending() && steps <= HANDOVER_STEPS;
+        if is_rest || rounds > PATIENCE {
+            return hand_over(core, node, scope).await;
+        }
+        if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
+            return end;
+        }
+    }
+    End::Pause
+}
+
+/// Applies what is left while nothing is added, and lets the node join.
+async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
+    let Some(_alone) = core.exclusive_of(scope).await else {
+        return End::Pause;
+    };
+    loop {
+        let pair = &scope.pairs(core)[node];
+        if pair.pending() > 0 && !pair.drainable() {
+            return End::Done;
+        }
+        let Ok(rows) = read(core, node, scope).await else {
+            return End::Pause;
+        };
+        if rows.is_empty() {
+            // Nothing is added while we hold the lane: this is the truth, whatever was counted.
+            pair.drained();
+            core.behind.lock().remove(&(node, scope.generation()));
+            tracing::info!(
+                node = core.cluster.node(node).name,
+                generation = scope.generation(),
+                "The node is in step with the lane."
+            );
+            core.cluster.announce_change();
+            return End::Done;
+        }
+        if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
+            return end;
+        }
+    }
+}
+
+async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Vec<PayloadRow>, crate::journal::JournalError> {
+    let name = &core.cluster.node(node).name;
+    let settings = &core.settings;
+    core.log
+        .journal()
+        .payloads(name, scope.generation(), settings.drain_rows, settings.drain_bytes)
+        .await
+}
+
+async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
+    if let Some(parked) = rows.iter().find(|row| row.parked.is_some()) {
+        tracing::debug!(id = %parked.id, "A parked entry blocks this lane.");
+        return Step::Stop(End::Done);
+    }
+    match scope {
+        Scope::Namespace => {
+            for row in rows {
+                if let stop @ Step::Stop(_) = namespace::apply(core, node, row).await {
+                    return stop;
+                }
+            }
+        }
+        Scope::Collection(collection) => {
+            for step in combine::plan(rows) {
+                if let stop @ Step::Stop(_) =
+                    record::apply(core, node, collection, &rows[step.rows.clone()], step).await
+                {
+                    return stop;
+                }
+            }
+        }
+    }
+    Step::Applied
+}
+
+/// Removes rows that are done, with what else has to be durable at the same moment.
+pub(crate) async fn finish(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    scope: &Scope,
+    rows: &[PayloadRow],
+    mut changes: Vec<Change>,
+) -> Step {
+    changes.push(Change::RemovePayloads(rows.iter().map(|row| row.id).collect()));
+    if core.log.commit(&changes).await.is_err() {
+        return Step::Stop(End::Pause);
+    }
+    core.apply(&changes);
+    let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
+    let last = rows.last().map(|row| row.created_at.timestamp_micros());
+    scope.pairs(core)[node].remove_pending(rows.len() as u64, bytes, last);
+    core.counters.replayed.fetch_add(rows.len() as u64, Ordering::Relaxed);
+    Step::Applied
+}
+
+/// The node said that it failed: counts that, and after some attempts leaves the lane to repair.
+pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row: &PayloadRow, why: &str) -> Step {
+    core.counters.failed_replays.fetch_add(1, Ordering::Relaxed);
+    tracing::warn!(
+        node = core.cluster.node(node).name,
+        lsn = row.lsn,
+        attempts = row.attempts,
+        why,
+        "A replay failed."
+    );
+    if row.attempts + 1 < ATTEMPTS {
+        let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
+        return Step::Stop(End::Pause);
+    }
+    needs_repair(
+        core,
+        node,
+        scope,
+        None,
+        row.lsn,
+        format!("an entry could not be replayed: {why}"),
+    )
+    .await
+}
+
+/// Writes a repair row: this node is out of this lane until the repair is done.
+pub(crate) async fn needs_repair(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    scope: &Scope,
+    ids: Option<Vec<String>>,
+    lsn: i64,
+    reason: String,
+) -> Step {
+    let row = core.repair_row(scope, node, ids, None, lsn, reason);
+    core.commit_or_retry(scope, vec![node], vec![row]).await;
+    Step::Stop(End::Done)
+}

@@ -1,0 +1,98 @@
+//! Replaying record writes.
+
+use std::sync::Arc;
+
+use super::combine::Batch;
+use super::{End, Step, failed, finish, needs_repair};
+use crate::catalog::Collection;
+use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
+use crate::cluster::{NodeIndex, NodeRequest};
+use crate::journal::{Change, PayloadRow};
+use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
+
+/// Sends one batch; a refused one is taken apart, so that only the entry at fault is treated as such.
+pub(super) async fn apply(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    collection: &Arc<Collection>,
+    rows: &[PayloadRow],
+    batch: Batch,
+) -> Step {
+    let (Some(id), Some(first)) = (collection.node_id(node), rows.first()) else {
+        return Step::Stop(End::Done);
+    };
+    let facts = collection.facts();
+    let scope = Scope::Collection(collection.clone());
+    let path = node_path::record(&facts.tenant, &facts.database, id, first.op.label());
+    let ids = Ids {
+        node: Some(id),
+        client: Some(collection.client_id),
+    };
+    let answer = core
+        .send_judged(node, &first.op, NodeRequest::post(path, batch.body), ids)
+        .await;
+    match answer.outcome {
+        Outcome::Applied => finish(core, node, &scope, rows, vec![]).await,
+        _ if collection.is_deleted() => finish(core, node, &scope, rows, vec![]).await,
+        Outcome::Refused { .. } if rows.len() > 1 => {
+            for (position, row) in rows.iter().enumerate() {
+                let single = Batch {
+                    rows: position..position + 1,
+                    body: row.body.clone(),
+                };
+                if let stop @ Step::Stop(_) =
+                    Box::pin(apply(core, node, collection, std::slice::from_ref(row), single)).await
+                {
+                    return stop;
+                }
+            }
+            Step::Applied
+        }
+        Outcome::Refused { .. } if first.refused => finish(core, node, &scope, rows, vec![]).await,
+        Outcome::Refused { .. } => {
+            let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
+            let repair = core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason);
+            finish(core, node, &scope, rows, vec![repair]).await
+        }
+        Outcome::Missing => {
+            needs_repair(
+                core,
+                node,
+                &scope,
+                None,
+                first.lsn,
+                "the node has lost the collection".to_owned(),
+            )
+            .await
+        }
+        Outcome::Failed if answer.response.is_none() => Step::Stop(End::Pause),
+        Outcome::Failed => failed(core, node, &scope, first, &text(&answer)).await,
+        // The rows stay, now in doubt: the next try begins with a canary.
+        Outcome::Unknown(_) if answer.response.is_none() => {
+            let doubt = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
+            let _ = core.log.commit(&doubt).await;
+            Step::Stop(End::Pause)
+        }
+        Outcome::Unknown(_) => failed(core, node, &scope, first, &text(&answer)).await,
+    }
+}
+
+fn ids_of(row: &PayloadRow) -> Option<Vec<String>> {
+    let kind = match row.op {
+        Op::Add => RecordWrite::Add,
+        Op::Upsert => RecordWrite::Upsert,
+        Op::Update => RecordWrite::Update,
+        _ => return parse_delete(&row.body).ok()?.ids,
+    };
+    parse_record(kind, &row.body).ok().map(|body| body.ids)
+}
+
+pub(super) fn text(answer: &NodeAnswer) -> String {
+    match &answer.response {
+        Some(response) => {
+            let body = String::from_utf8_lossy(&response.body[..response.body.len().min(200)]);
+            format!("{} {body}", response.status)
+        }
+        None => "no answer".to_owned(),
+    }
+}

@@ -1,0 +1,242 @@
+//! Making durable what a node missed, before the ack that needs it.
+//!
+//! Memory follows the journal: counts of open rows rise before the commit is tried (so that no read slips in between)
+//! and the catalog changes after it. A commit that failed or whose outcome is unknown is tried again until it is known;
+//! meanwhile its nodes are out of the lane and nothing is drained there (rule R1, schedules S9, S31).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{Core, Decision, Doubt, Outcome, Scope};
+use crate::chroma::Op;
+use crate::cluster::{NodeIndex, NodeRequest};
+use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairRow};
+
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What an entry is, for its rows.
+#[derive(Debug, Clone)]
+pub struct EntryInfo {
+    pub lsn: Lsn,
+    pub op: Op,
+    pub body: Bytes,
+    /// Records that the entry speaks of; `None`: the whole lane.
+    pub ids: Option<Vec<String>>,
+}
+
+/// A payload row that was written for a node.
+#[derive(Debug, Clone, Copy)]
+pub struct RowRef {
+    pub node: NodeIndex,
+    pub id: Uuid,
+    pub bytes: u64,
+}
+
+/// What became of the rows of an entry.
+#[derive(Debug)]
+pub struct Covered {
+    pub durable: bool,
+    pub rows: Vec<RowRef>,
+}
+
+impl Core {
+    /// Writes the rows that `decision` asks for, and `changes` before them, in one commit.
+    pub(super) async fn cover(
+        self: &Arc<Self>,
+        scope: &Scope,
+        decision: &Decision,
+        entry: &EntryInfo,
+        mut changes: Commit,
+    ) -> Covered {
+        let mut rows = Vec::new();
+        let mut affected = Vec::new();
+        let at = self.env.wall();
+        for (node, cover) in decision.covers.iter().enumerate() {
+            let pair = &scope.pairs(self)[node];
+            let name = &self.cluster.node(node).name;
+            if let Some(payload) = cover.payload {
+                let row = PayloadRow {
+                    id: self.env.new_id(),
+                    node: name.clone(),
+                    generation: scope.generation(),
+                    lsn: entry.lsn,
+                    op: entry.op.clone(),
+                    body: entry.body.clone(),
+                    refused: payload.refused,
+                    in_doubt: payload.in_doubt,
+                    attempts: 0,
+                    parked: None,
+                    created_at: at,
+                };
+                let bytes = row.body.len() as u64;
+                pair.add_pending(1, bytes, at.timestamp_micros());
+                self.behind.lock().insert((node, scope.generation()));
+                rows.push(RowRef {
+                    node,
+                    id: row.id,
+                    bytes,
+                });
+                changes.push(Change::InsertPayload(row));
+            }
+            if cover.repair {
+                let source = decision.source.map(|source| self.cluster.node(source).name.clone());
+                let ids = entry.ids.clone().filter(|_| scope.generation().is_some());
+                let reason = format!("the nodes disagreed on a {} at {}", entry.op.label(), entry.lsn);
+                changes.push(self.repair_row(scope, node, ids, source, entry.lsn, reason));
+            }
+            if cover.payload.is_some() || cover.repair {
+                affected.push(node);
+            }
+        }
+        let durable = self.commit_or_retry(scope, affected, changes).await;
+        Covered { durable, rows }
+    }
+
+    /// A repair row, counted from now on.
+    pub(crate) fn repair_row(
+        &self,
+        scope: &Scope,
+        node: NodeIndex,
+        ids: Option<Vec<String>>,
+        source: Option<String>,
+        lsn: Lsn,
+        reason: String,
+    ) -> Change {
+        let row = RepairRow {
+            id: self.env.new_id(),
+            node: self.cluster.node(node).name.clone(),
+            generation: scope.generation(),
+            ids,
+            source,
+            source_marker: None,
+            lsn,
+            reason,
+            created_at: self.env.wall(),
+        };
+        self.count_repair(&row);
+        Change::InsertRepair(row)
+    }
+
+    /// Takes the row's node out of its lane; once, however often the row is seen.
+    fn count_repair(&self, row: &RepairRow) {
+        let Some((scope, node)) = self.find(row.generation, &row.node) else {
+            return;
+        };
+        let mut repairs = self.repairs.lock();
+        if repairs.iter().any(|known| known.id == row.id) {
+            return;
+        }
+        scope.pairs(self)[node].add_repair();
+        tracing::warn!(
+            node = row.node,
+            generation = row.generation,
+            reason = row.reason,
+            "A repair is needed."
+        );
+        repairs.push(row.clone());
+    }
+
+    /// Commits, and goes on trying in the background if the outcome is not a success; the affected nodes stay out of
+    /// the lane until it is one. True: durable now.
+    pub(crate) async fn commit_or_retry(
+        self: &Arc<Self>,
+        scope: &Scope,
+        affected: Vec<NodeIndex>,
+        changes: Commit,
+    ) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        if self.log.commit(&changes).await.is_ok() {
+            self.apply(&changes);
+            return true;
+        }
+        for &node in &affected {
+            scope.pairs(self)[node].uncertain_started();
+        }
+        let (core, scope) = (self.clone(), scope.clone());
+        self.env.spawn(Box::pin(async move {
+            loop {
+                core.env.sleep(RETRY_PAUSE).await;
+                match core.log.commit(&changes).await {
+                    Ok(()) => break,
+                    // The successor finds out on its own what each node has.
+                    Err(JournalError::Fenced { .. }) => return,
+                    Err(_) => {}
+                }
+            }
+            core.apply(&changes);
+            for &node in &affected {
+                scope.pairs(&core)[node].uncertain_ended();
+            }
+            core.cluster.announce_change();
+        }));
+        false
+    }
+
+    /// Brings the memory image in step with what was committed.
+    pub(crate) fn apply(&self, changes: &Commit) {
+        let mut after_reset = false;
+        for change in changes {
+            match change {
+                Change::PutCollection(record) => match self.catalog.by_generation(record.generation) {
+                    None => {
+                        self.catalog.insert(record.clone());
+                    }
+                    Some(collection) if record.deleted => self.catalog.set_deleted(&collection, record.updated_at),
+                    Some(collection) => self.catalog.rename(&collection, &record.name, record.updated_at),
+                },
+                Change::PutNodeId { generation, node, id } => {
+                    if let (Some(collection), Some(node)) =
+                        (self.catalog.by_generation(*generation), self.cluster.index_of(node))
+                    {
+                        self.catalog.set_node_id(&collection, node, *id);
+                    }
+                }
+                Change::PutDatabase(record) => self.catalog.put_database(record.clone()),
+                Change::RemoveDatabase { tenant, name } => self.catalog.remove_database(tenant, name),
+                Change::RemoveRepairsOf(generation) => {
+                    self.repairs.lock().retain(|row| row.generation != Some(*generation));
+                }
+                Change::RemoveEverything => {
+                    after_reset = true;
+                    self.catalog.clear(self.env.wall());
+                    self.repairs.lock().clear();
+                    self.namespace.pairs.iter().for_each(crate::lane::Pair::clear_rows);
+                }
+                Change::InsertPayload(row) if after_reset => {
+                    if let Some(node) = self.cluster.index_of(&row.node) {
+                        let at = row.created_at.timestamp_micros();
+                        self.namespace.pairs[node].add_pending(1, row.body.len() as u64, at);
+                    }
+                }
+                Change::InsertRepair(row) => self.count_repair(row),
+                _ => {}
+            }
+        }
+        self.cluster.announce_change();
+    }
+
+    /// Whether every node that closed its connection on a request answers a probe: then it was the request.
+    pub(super) async fn closed_nodes_are_alive(&self, outcomes: &[Outcome]) -> bool {
+        let closed = outcomes
+            .iter()
+            .filter(|outcome| **outcome == Outcome::Unknown(Doubt::Closed))
+            .count();
+        if closed < 2 || closed < outcomes.len() {
+            return false;
+        }
+        for node in self.cluster.nodes() {
+            let probe = node.client.send(NodeRequest::get("/api/v2/heartbeat"));
+            match crate::env::within(&self.env, PROBE_LIMIT, probe).await {
+                Some(Ok(answer)) if answer.is_success() => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+}

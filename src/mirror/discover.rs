@@ -1,0 +1,363 @@
+//! Collections that existed before Diptych, and nodes that lost one.
+//!
+//! What the catalog does not know is looked up on the nodes: by UUID, then by name on the others, and registered under
+//! the namespace lane so that no create or delete slips in between. The first node in configured order that has the
+//! collection serves it, and its UUID is the one clients see. The others are never assumed to be equal: they get a
+//! repair row, to be copied or compared (design.md 5, "fresh journal beside nodes that hold data").
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Answer, Core, Scope};
+use crate::catalog::Collection;
+use crate::chroma::{CollectionObject, Generation, node_path, parse_collection_list, parse_collection_object};
+use crate::cluster::{NodeIndex, NodeRequest};
+use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord, RepairRow};
+
+/// What one node has under a name: `None` if it was not asked or gave no answer.
+type Sighting = Option<Option<CollectionObject>>;
+
+const PAGE: usize = 1000;
+
+impl Core {
+    /// The collection that a UUID in a path means: the client's id or any node's own.
+    ///
+    /// # Errors
+    /// 503 when it cannot be told at the moment.
+    pub async fn find_by_id(
+        self: &Arc<Self>,
+        tenant: &str,
+        database: &str,
+        id: Uuid,
+    ) -> Result<Option<Arc<Collection>>, Answer> {
+        if let Some(collection) = self.catalog.by_id(id) {
+            return Ok((!collection.is_deleted()).then_some(collection));
+        }
+        // Record routes ignore tenant and database (chroma-facts.md 2): the collection may live in another one.
+        let mut places = vec![(tenant.to_owned(), database.to_owned())];
+        let others = self.catalog.known_databases().into_iter();
+        places.extend(others.filter(|(t, d)| t.as_str() != tenant || d.as_str() != database));
+        let mut answered = false;
+        for (tenant, database) in places {
+            for node in self.namespace_nodes() {
+                let request = NodeRequest::get(node_path::by_id(&tenant, &database, id));
+                let Some(response) = self.bounded_read(node, request).await else {
+                    continue;
+                };
+                answered |= response.status < 500;
+                let Some(object) = parse_collection_object(&response.body).filter(|_| response.is_success()) else {
+                    continue;
+                };
+                let _alone = self.exclusive_namespace().await;
+                self.register_name(&tenant, &database, &object.name).await?;
+                return Ok(self.catalog.by_id(id).filter(|collection| !collection.is_deleted()));
+            }
+        }
+        if answered {
+            Ok(None)
+        } else {
+            Err(Answer::unavailable("No node could be asked for this collection."))
+        }
+    }
+
+    /// The collection with this name.
+    ///
+    /// # Errors
+    /// 503 when it cannot be told at the moment.
+    pub async fn find_by_name(
+        self: &Arc<Self>,
+        tenant: &str,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Collection>>, Answer> {
+        if let Some(collection) = self.catalog.by_name(tenant, database, name) {
+            return Ok(Some(collection));
+        }
+        let _alone = self.exclusive_namespace().await;
+        self.register_name(tenant, database, name).await
+    }
+
+    /// Looks a name up on the nodes and registers what is there. The caller holds the namespace lane.
+    pub(super) async fn register_name(
+        self: &Arc<Self>,
+        tenant: &str,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Collection>>, Answer> {
+        if let Some(collection) = self.catalog.by_name(tenant, database, name) {
+            return Ok(Some(collection));
+        }
+        let asked = self.namespace_nodes();
+        let mut sightings: Vec<Sighting> = vec![None; self.cluster.len()];
+        for &node in &asked {
+            let path = node_path::by_name(tenant, database, name);
+            let Some(response) = self.bounded_read(node, NodeRequest::get(path)).await else {
+                continue;
+            };
+            if response.is_success() {
+                sightings[node] = parse_collection_object(&response.body).map(Some);
+            } else if response.status < 500 {
+                sightings[node] = Some(None);
+            }
+        }
+        if sightings.iter().all(Option::is_none) {
+            return Err(Answer::unavailable("No node could be asked for this collection."));
+        }
+        if sightings.iter().flatten().all(Option::is_none) {
+            // One that gave no answer may have it: then its absence cannot be told.
+            return match asked.iter().all(|&node| sightings[node].is_some()) {
+                true => Ok(None),
+                false => Err(Answer::unavailable("A node could not be asked for this collection.")),
+            };
+        }
+        let found = BTreeMap::from([(name.to_owned(), sightings)]);
+        self.register(tenant, database, found).await?;
+        Ok(self.catalog.by_name(tenant, database, name))
+    }
+
+    /// Registers every collection of a database that the catalog does not know. The caller holds the namespace lane.
+    pub async fn register_database(self: &Arc<Self>, tenant: &str, database: &str) -> Result<(), Answer> {
+        let mut found: BTreeMap<String, Vec<Sighting>> = BTreeMap::new();
+        let mut silent = Vec::new();
+        let mut asked = Vec::new();
+        for node in self.namespace_nodes() {
+            match self.list_on_node(node, tenant, database).await {
+                Some(objects) => {
+                    asked.push(node);
+                    for object in objects {
+                        let sightings = found
+                            .entry(object.name.clone())
+                            .or_insert_with(|| vec![None; self.cluster.len()]);
+                        sightings[node] = Some(Some(object));
+                    }
+                }
+                None => silent.push(node),
+            }
+        }
+        if asked.is_empty() && !silent.is_empty() {
+            return Err(Answer::unavailable("No node could be asked for its collections."));
+        }
+        found.retain(|name, _| self.catalog.by_name(tenant, database, name).is_none());
+        for sightings in found.values_mut() {
+            for &node in &asked {
+                sightings[node].get_or_insert(None);
+            }
+        }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            self.register(tenant, database, found).await
+        }
+    }
+
+    /// [`Core::register_database`] for those who do not hold the namespace lane.
+    pub async fn learn_database(self: &Arc<Self>, tenant: &str, database: &str) -> Result<(), Answer> {
+        let _alone = self.exclusive_namespace().await;
+        self.register_database(tenant, database).await
+    }
+
+    /// All collections of a database on one node.
+    pub(super) async fn list_on_node(
+        self: &Arc<Self>,
+        node: NodeIndex,
+        tenant: &str,
+        database: &str,
+    ) -> Option<Vec<CollectionObject>> {
+        let mut all = Vec::new();
+        loop {
+            let path = format!(
+                "{}?limit={PAGE}&offset={}",
+                node_path::collections(tenant, database),
+                all.len()
+            );
+            let response = self.bounded_read(node, NodeRequest::get(path)).await?;
+            let page = parse_collection_list(&response.body).filter(|_| response.is_success())?;
+            let last = page.len() < PAGE;
+            all.extend(page);
+            if last {
+                return Some(all);
+            }
+        }
+    }
+
+    /// Registers collections by what the nodes have under their names.
+    async fn register(
+        self: &Arc<Self>,
+        tenant: &str,
+        database: &str,
+        found: BTreeMap<String, Vec<Sighting>>,
+    ) -> Result<(), Answer> {
+        if !self.log.is_available() {
+            return Err(Answer::unavailable(
+                "The log does not answer: a collection new to this proxy cannot be kept.",
+            ));
+        }
+        let mut changes: Commit = vec![];
+        let mut known_dimensions = vec![];
+        for (name, sightings) in found {
+            let has = |node: NodeIndex| sightings[node].as_ref().and_then(Option::as_ref);
+            let Some(lead) = (0..sightings.len()).find(|&node| has(node).is_some()) else {
+                continue;
+            };
+            let Some(object) = has(lead) else { continue };
+            // Never two generations for one UUID: a node told us of a collection that the catalog has elsewhere.
+            if self.catalog.by_id(object.id).is_some() {
+                continue;
+            }
+            let generation = self.log.next_lsn();
+            if object.dimension.is_some() {
+                known_dimensions.push(generation);
+            }
+            changes.push(Change::PutCollection(
+                self.new_record(generation, object.id, tenant, database, &name),
+            ));
+            // Repair rows before node ids: without an id a node serves nothing, so it never seems to be in sync.
+            for node in (0..sightings.len()).filter(|&node| node != lead) {
+                let reason = match has(node) {
+                    Some(_) => "found on both nodes, not compared yet",
+                    None => "found on another node only",
+                };
+                changes.push(Change::InsertRepair(RepairRow {
+                    id: self.env.new_id(),
+                    node: self.cluster.node(node).name.clone(),
+                    generation: Some(generation),
+                    ids: None,
+                    source: Some(self.cluster.node(lead).name.clone()),
+                    source_marker: None,
+                    lsn: self.log.next_lsn(),
+                    reason: reason.to_owned(),
+                    created_at: self.env.wall(),
+                }));
+            }
+            for node in 0..sightings.len() {
+                if let Some(object) = has(node) {
+                    let node = self.cluster.node(node).name.clone();
+                    changes.push(Change::PutNodeId {
+                        generation,
+                        node,
+                        id: object.id,
+                    });
+                }
+            }
+        }
+        if self.log.commit(&changes).await.is_err() {
+            return Err(Answer::unavailable(
+                "The log does not answer: a collection new to this proxy cannot be kept.",
+            ));
+        }
+        self.apply(&changes);
+        for generation in known_dimensions {
+            if let Some(collection) = self.catalog.by_generation(generation) {
+                collection.set_dimension_known();
+            }
+        }
+        self.cluster.announce_change();
+        Ok(())
+    }
+
+    /// A collection's record as it is first written.
+    pub(super) fn new_record(
+        &self,
+        generation: Generation,
+        client_id: Uuid,
+        tenant: &str,
+        database: &str,
+        name: &str,
+    ) -> CollectionRecord {
+        let at = self.env.wall();
+        CollectionRecord {
+            generation,
+            client_id,
+            tenant: tenant.to_owned(),
+            database: database.to_owned(),
+            name: name.to_owned(),
+            deleted: false,
+            node_ids: BTreeMap::new(),
+            created_at: at,
+            updated_at: at,
+        }
+    }
+
+    /// Looks around once after start: what do the nodes hold that the catalog does not know?
+    pub async fn survey(self: &Arc<Self>) {
+        let mut places = self.catalog.known_databases();
+        for tenant in &self.settings.tenants {
+            for node in self.namespace_nodes() {
+                let Some(response) = self
+                    .bounded_read(node, NodeRequest::get(node_path::databases(tenant)))
+                    .await
+                else {
+                    continue;
+                };
+                let names = crate::chroma::parse_names(&response.body).unwrap_or_default();
+                places.extend(names.into_iter().map(|name| (tenant.clone(), name)));
+            }
+        }
+        places.sort();
+        places.dedup();
+        for (tenant, database) in places {
+            let _alone = self.exclusive_namespace().await;
+            if self.register_database(&tenant, &database).await.is_err() {
+                tracing::warn!(tenant, database, "Could not look at all collections of a database.");
+            }
+        }
+    }
+
+    /// The id that clients see for a database: that of the node that was asked first.
+    pub async fn database_id(self: &Arc<Self>, tenant: &str, name: &str, seen: Uuid) -> Uuid {
+        if let Some(id) = self.catalog.database_id(tenant, name) {
+            return id;
+        }
+        let record = DatabaseRecord {
+            tenant: tenant.to_owned(),
+            name: name.to_owned(),
+            client_id: seen,
+        };
+        let changes = vec![Change::PutDatabase(record)];
+        if self.log.is_available() && self.log.commit(&changes).await.is_ok() {
+            self.apply(&changes);
+        }
+        self.catalog.database_id(tenant, name).unwrap_or(seen)
+    }
+
+    /// A node answered 404 for a collection that the catalog says it has. Checked between two writes of the lane; if
+    /// it is so, the node is out for this collection.
+    pub fn report_missing(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        let key = (collection.generation, node);
+        if !self.missing_checks.lock().insert(key) {
+            return;
+        }
+        let (core, collection) = (self.clone(), collection.clone());
+        self.spawn_job(async move {
+            let _alone = core.exclusive(&collection).await;
+            let lost = match collection.node_id(node) {
+                Some(id) if !collection.is_deleted() && collection.in_sync(node) => {
+                    let facts = collection.facts();
+                    let path = node_path::by_id(&facts.tenant, &facts.database, id);
+                    core.bounded_read(node, NodeRequest::get(path))
+                        .await
+                        .is_some_and(|answer| answer.status == 404)
+                }
+                _ => false,
+            };
+            let elsewhere =
+                (0..core.cluster.len()).any(|other| other != node && collection.pairs[other].completes_by_drain());
+            if lost && elsewhere {
+                let scope = Scope::Collection(collection.clone());
+                let lsn = core.log.next_lsn();
+                let row = core.repair_row(
+                    &scope,
+                    node,
+                    None,
+                    None,
+                    lsn,
+                    "the node has lost the collection".to_owned(),
+                );
+                core.commit_or_retry(&scope, vec![node], vec![row]).await;
+            }
+            core.missing_checks.lock().remove(&key);
+        });
+    }
+}

@@ -1,0 +1,305 @@
+//! The mirror: every write goes to every node, in one order, and what a node misses is logged before the ack.
+//!
+//! [`Core`] is what the parts share: nodes, catalog, log, settings. A write enters the lane of its collection
+//! ([`record`]), or the namespace lane ([`namespace`]) if it is about collections, databases or tenants; it is sent to
+//! all nodes that can take it ([`fan_out`]), judged ([`decide`]), covered by rows where a node missed it ([`cover`]),
+//! and then answered.
+//!
+//! Everything here runs on the core's own runtime: a client that hangs up changes nothing.
+
+mod answer;
+mod cover;
+mod decide;
+mod discover;
+mod fan_out;
+mod namespace;
+mod record;
+mod settle;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::catalog::{Catalog, Collection};
+use crate::chroma::{DeleteBody, Generation, Op};
+use crate::cluster::{Cluster, NodeIndex};
+use crate::env::SharedEnv;
+use crate::journal::{JournalError, Log, RepairRow};
+use crate::lane::{Entry, Exclusive, Lane, Pair};
+
+pub use answer::Answer;
+pub use decide::{Circumstances, Cover, Decision, Doubt, Outcome, Payload, Reply, decide};
+pub use fan_out::{Ids, NodeAnswer};
+pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};
+
+/// What the core is told about how to behave.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub write_timeout: Duration,
+    pub mirror_grace: Duration,
+    pub read_timeout: Duration,
+    /// How long a request waits for the only node that has everything to be drained.
+    pub behind_wait: Duration,
+    /// Writes that may wait in one lane.
+    pub queue_limit: usize,
+    /// Payload rows and bytes that one drain step reads.
+    pub drain_rows: usize,
+    pub drain_bytes: usize,
+    /// Lanes of one node that are drained side by side.
+    pub drain_concurrency: usize,
+    /// Mutating requests of unknown kinds that are taken per second.
+    pub unknown_per_second: u32,
+    /// Tenants whose databases and collections are looked up at start.
+    pub tenants: Vec<String>,
+}
+
+/// A record write that waits in its collection's lane.
+#[derive(Debug)]
+pub struct QueuedWrite {
+    pub op: Op,
+    pub body: Bytes,
+    /// Records it speaks of; for a delete by filter, those are found in the lane.
+    pub ids: Vec<String>,
+    pub has_embeddings: bool,
+    /// A delete by filter, to be resolved to ids on the lead.
+    pub filter: Option<DeleteBody>,
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Which lane: a collection's or the namespace's.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    Namespace,
+    Collection(Arc<Collection>),
+}
+
+impl Scope {
+    pub fn pairs<'a>(&'a self, core: &'a Core) -> &'a [Pair] {
+        match self {
+            Scope::Namespace => &core.namespace.pairs,
+            Scope::Collection(collection) => &collection.pairs,
+        }
+    }
+
+    pub fn generation(&self) -> Option<Generation> {
+        match self {
+            Scope::Namespace => None,
+            Scope::Collection(collection) => Some(collection.generation),
+        }
+    }
+}
+
+/// The lane of names and where each node stands in it.
+#[derive(Debug)]
+pub struct Namespace {
+    pub lane: Lane<std::convert::Infallible>,
+    pub pairs: Vec<Pair>,
+}
+
+/// Sums for `/status` and metrics.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub replayed: AtomicU64,
+    pub failed_replays: AtomicU64,
+    /// Jobs that run on the core's runtime and that shutdown waits for.
+    pub jobs: AtomicU64,
+}
+
+/// What the parts of the mirror share.
+pub struct Core {
+    pub env: SharedEnv,
+    pub cluster: Arc<Cluster>,
+    pub catalog: Catalog,
+    pub log: Log,
+    pub settings: Settings,
+    pub namespace: Namespace,
+    pub counters: Counters,
+    /// Open repair rows, for people; the pairs count them.
+    pub repairs: parking_lot::Mutex<Vec<RepairRow>>,
+    /// Lanes with payload rows, by node: where the drain has work. May name some that have none left.
+    pub behind: parking_lot::Mutex<BTreeSet<(NodeIndex, Option<Generation>)>>,
+    /// Set by an operator: nothing is drained.
+    pub drain_paused: std::sync::atomic::AtomicBool,
+    unknown_budget: parking_lot::Mutex<(Duration, u32)>,
+    missing_checks: parking_lot::Mutex<BTreeSet<(Generation, NodeIndex)>>,
+}
+
+/// Counts a job for as long as it lives.
+pub struct JobGuard(Arc<Core>);
+
+impl Drop for JobGuard {
+    fn drop(&mut self) {
+        self.0.counters.jobs.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Core {
+    /// Loads what the journal holds.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn load(
+        env: SharedEnv,
+        cluster: Arc<Cluster>,
+        log: Log,
+        settings: Settings,
+    ) -> Result<Arc<Self>, JournalError> {
+        let snapshot = log.journal().load().await?;
+        let names = cluster.nodes().iter().map(|node| node.name.clone()).collect();
+        let core = Arc::new(Self {
+            catalog: Catalog::new(names, settings.queue_limit),
+            namespace: Namespace {
+                lane: Lane::new(settings.queue_limit),
+                pairs: cluster.nodes().iter().map(|_| Pair::default()).collect(),
+            },
+            env,
+            cluster,
+            log,
+            settings,
+            counters: Counters::default(),
+            repairs: parking_lot::Mutex::default(),
+            behind: parking_lot::Mutex::default(),
+            drain_paused: std::sync::atomic::AtomicBool::new(false),
+            unknown_budget: parking_lot::Mutex::default(),
+            missing_checks: parking_lot::Mutex::default(),
+        });
+        for record in snapshot.collections {
+            core.catalog.insert(record);
+        }
+        for record in snapshot.databases {
+            core.catalog.put_database(record);
+        }
+        for backlog in snapshot.backlogs {
+            if let Some((scope, node)) = core.find(backlog.generation, &backlog.node) {
+                let pair = &scope.pairs(&core)[node];
+                pair.add_pending(backlog.rows, backlog.bytes, backlog.oldest.timestamp_micros());
+                pair.add_parked(backlog.parked);
+                core.behind.lock().insert((node, backlog.generation));
+            } else {
+                tracing::warn!(
+                    node = backlog.node,
+                    rows = backlog.rows,
+                    "The log has rows for a node that is not configured."
+                );
+            }
+        }
+        for row in snapshot.repairs {
+            if let Some((scope, node)) = core.find(row.generation, &row.node) {
+                scope.pairs(&core)[node].add_repair();
+                core.repairs.lock().push(row);
+            }
+        }
+        Ok(core)
+    }
+
+    pub(crate) fn find(&self, generation: Option<Generation>, node: &str) -> Option<(Scope, NodeIndex)> {
+        let node = self.cluster.index_of(node)?;
+        let scope = match generation {
+            None => Scope::Namespace,
+            Some(generation) => Scope::Collection(self.catalog.by_generation(generation)?),
+        };
+        Some((scope, node))
+    }
+
+    /// Runs a job to its end on the core's runtime; shutdown waits for it.
+    pub fn spawn_job(self: &Arc<Self>, job: impl Future<Output = ()> + Send + 'static) {
+        self.counters.jobs.fetch_add(1, Ordering::SeqCst);
+        let guard = JobGuard(self.clone());
+        self.env.spawn(Box::pin(async move {
+            let _guard = guard;
+            job.await;
+        }));
+    }
+
+    /// Nodes that can serve the namespace.
+    pub fn namespace_nodes(&self) -> Vec<NodeIndex> {
+        self.cluster
+            .up()
+            .filter(|&node| self.namespace.pairs[node].in_sync())
+            .collect()
+    }
+
+    /// Nodes that can serve this collection; the first is the lead.
+    pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
+        self.cluster.up().filter(|&node| collection.in_sync(node)).collect()
+    }
+
+    /// Whether some node would serve this collection once it is drained.
+    pub fn drain_would_help(&self, collection: &Collection) -> bool {
+        self.cluster
+            .up()
+            .any(|node| collection.pairs[node].completes_by_drain() && collection.node_id(node).is_some())
+    }
+
+    /// The nodes that can serve a collection; when none can but one has everything together with its log, waits for
+    /// its drain (design.md 6, schedule S20).
+    pub async fn usable_or_drained(&self, collection: &Collection) -> Vec<NodeIndex> {
+        let limit = self.env.sleep(self.settings.behind_wait);
+        tokio::pin!(limit);
+        let mut changes = self.cluster.watch_changes();
+        loop {
+            changes.mark_unchanged();
+            let usable = self.usable(collection);
+            if !usable.is_empty() || collection.is_deleted() || !self.drain_would_help(collection) {
+                return usable;
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = &mut limit => return vec![],
+            }
+        }
+    }
+
+    /// Waits for the turn to be alone in a collection's lane.
+    pub async fn exclusive(self: &Arc<Self>, collection: &Arc<Collection>) -> Option<Exclusive> {
+        let (turn, start) = collection.lane.push_exclusive();
+        if start {
+            self.start_worker(collection.clone());
+        }
+        // A worker that waits for a drained node steps aside for this.
+        self.cluster.announce_change();
+        turn.await.ok()
+    }
+
+    /// Waits for the turn to be alone in the namespace lane.
+    pub async fn exclusive_namespace(self: &Arc<Self>) -> Option<Exclusive> {
+        let (turn, start) = self.namespace.lane.push_exclusive();
+        if start {
+            let core = self.clone();
+            self.spawn_job(async move {
+                while let Some(entry) = core.namespace.lane.next() {
+                    match entry {
+                        Entry::Write(never) => match never {},
+                        Entry::Exclusive(turn) => Lane::<std::convert::Infallible>::hand_over(turn).await,
+                    }
+                }
+            });
+        }
+        turn.await.ok()
+    }
+
+    fn start_worker(self: &Arc<Self>, collection: Arc<Collection>) {
+        let core = self.clone();
+        self.spawn_job(async move {
+            while let Some(entry) = collection.lane.next() {
+                match entry {
+                    Entry::Write(write) => core.write_records(&collection, write).await,
+                    Entry::Exclusive(turn) => Lane::<QueuedWrite>::hand_over(turn).await,
+                }
+            }
+        });
+    }
+
+    /// The exclusive entry of a scope's lane.
+    pub async fn exclusive_of(self: &Arc<Self>, scope: &Scope) -> Option<Exclusive> {
+        match scope {
+            Scope::Namespace => self.exclusive_namespace().await,
+            Scope::Collection(collection) => self.exclusive(collection).await,
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! Writes to the namespace: collections, databases, tenants, and whatever else is not about records.
+//!
+//! One at a time, in the namespace lane, holding the lanes of the collections they touch (design.md R4). A collection
+//! is addressed by its generation and the node's own UUID, never by a bare name: Chroma's DELETE takes only names, so
+//! the node is asked for the current name of the UUID right before. The catalog's change and the rows for nodes that
+//! missed it are one commit, and that commit comes before the ack.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::cover::EntryInfo;
+use super::fan_out::Ids;
+use super::record::describe;
+use super::settle::settles_by_itself;
+use super::{Answer, Circumstances, Core, NodeAnswer, Outcome, Reply, Scope, decide};
+use crate::catalog::Collection;
+use crate::chroma::{Generation, Op, node_path, parse_collection_object};
+use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::env::BoxFuture;
+use crate::journal::{Change, Commit};
+
+/// Where a raw path has the collection's own UUID.
+pub const COLLECTION_PLACEHOLDER: &str = "{collection}";
+
+/// A mutating request to the namespace.
+#[derive(Debug, Clone)]
+pub enum NamespaceWrite {
+    CreateCollection {
+        tenant: String,
+        database: String,
+        name: String,
+        get_or_create: bool,
+    },
+    ModifyCollection {
+        collection: Arc<Collection>,
+        new_name: Option<String>,
+    },
+    DeleteCollection {
+        tenant: String,
+        database: String,
+        name: String,
+    },
+    CreateDatabase {
+        tenant: String,
+        name: String,
+    },
+    DeleteDatabase {
+        tenant: String,
+        name: String,
+    },
+    CreateTenant {
+        name: String,
+    },
+    ModifyTenant {
+        name: String,
+    },
+    Reset,
+    /// `path` has [`COLLECTION_PLACEHOLDER`] where the collection's UUID belongs.
+    Other {
+        method: Method,
+        path: String,
+        collection: Option<Arc<Collection>>,
+    },
+}
+
+impl Core {
+    /// Carries out a namespace write on the core's runtime and waits for its answer.
+    pub async fn submit_namespace(self: &Arc<Self>, write: NamespaceWrite, body: Bytes) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let core = self.clone();
+        self.spawn_job(async move {
+            let _ = reply.send(core.write_namespace(write, body).await);
+        });
+        answer
+            .await
+            .unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
+    }
+
+    async fn write_namespace(self: &Arc<Self>, write: NamespaceWrite, body: Bytes) -> Answer {
+        if self.namespace.lane.waiting() >= self.settings.queue_limit {
+            return Answer::too_many("Too many namespace operations wait.");
+        }
+        if matches!(write, NamespaceWrite::Other { .. }) && !self.take_unknown_budget() {
+            return Answer::too_many("Too many requests of a kind this proxy does not know.");
+        }
+        self.wait_for_namespace().await;
+        let Some(_alone) = self.exclusive_namespace().await else {
+            return Answer::unavailable("Shutting down.");
+        };
+        match write {
+            NamespaceWrite::CreateCollection {
+                tenant,
+                database,
+                name,
+                get_or_create,
+            } => {
+                self.create_collection(tenant, database, name, get_or_create, body)
+                    .await
+            }
+            NamespaceWrite::ModifyCollection { collection, new_name } => {
+                let _barrier = self.exclusive(&collection).await;
+                if collection.is_deleted() {
+                    return Answer::no_such_collection(collection.client_id);
+                }
+                let op = Op::ModifyCollection {
+                    generation: collection.generation,
+                    new_name: new_name.clone(),
+                };
+                let renamed = collection.clone();
+                self.mirror(op, body, Some(&collection), move |core, _| {
+                    let mut record = renamed.record();
+                    record.updated_at = core.env.wall();
+                    if let Some(name) = new_name {
+                        record.name = name;
+                    }
+                    vec![Change::PutCollection(record)]
+                })
+                .await
+            }
+            NamespaceWrite::DeleteCollection { tenant, database, name } => {
+                self.delete_collection(tenant, database, name).await
+            }
+            NamespaceWrite::CreateDatabase { tenant, name } => {
+                self.mirror(Op::CreateDatabase { tenant, name }, body, None, |_, _| vec![])
+                    .await
+            }
+            NamespaceWrite::CreateTenant { name } => {
+                self.mirror(Op::CreateTenant { name }, body, None, |_, _| vec![]).await
+            }
+            NamespaceWrite::ModifyTenant { name } => {
+                self.mirror(Op::ModifyTenant { name }, body, None, |_, _| vec![]).await
+            }
+            NamespaceWrite::DeleteDatabase { tenant, name } => self.delete_database(tenant, name).await,
+            NamespaceWrite::Reset => self.reset(body).await,
+            NamespaceWrite::Other {
+                method,
+                path,
+                collection,
+            } => {
+                let _barrier = match &collection {
+                    Some(collection) => self.exclusive(collection).await,
+                    None => None,
+                };
+                let generation = collection.as_ref().map(|collection| collection.generation);
+                let op = Op::Other {
+                    method: method.to_string(),
+                    path,
+                    generation,
+                };
+                self.mirror(op, body, collection.as_ref(), |_, _| vec![]).await
+            }
+        }
+    }
+
+    /// One token per unknown mutating request, so many per second.
+    fn take_unknown_budget(&self) -> bool {
+        let mut budget = self.unknown_budget.lock();
+        let now = self.env.now();
+        if now.saturating_sub(budget.0) >= Duration::from_secs(1) {
+            *budget = (now, 0);
+        }
+        budget.1 += 1;
+        budget.1 <= self.settings.unknown_per_second
+    }
+
+    /// When no node can serve the namespace but one could after its drain, waits for that.
+    pub async fn wait_for_namespace(&self) {
+        let limit = self.env.sleep(self.settings.behind_wait);
+        tokio::pin!(limit);
+        let mut changes = self.cluster.watch_changes();
+        loop {
+            changes.mark_unchanged();
+            let helps = self
+                .cluster
+                .up()
+                .any(|node| self.namespace.pairs[node].completes_by_drain());
+            if !self.namespace_nodes().is_empty() || !helps {
+                return;
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = &mut limit => return,
+            }
+        }
+    }
+
+    /// Sends an entry to every node that can take it, covers what the others missed, and answers.
+    ///
+    /// `changes` are made when the lead applied it.
+    async fn mirror(
+        self: &Arc<Self>,
+        op: Op,
+        body: Bytes,
+        collection: Option<&Arc<Collection>>,
+        changes: impl FnOnce(&Core, &[NodeAnswer]) -> Commit,
+    ) -> Answer {
+        let lsn = self.log.next_lsn();
+        self.mirror_at(lsn, op, body, collection, changes).await
+    }
+
+    async fn mirror_at(
+        self: &Arc<Self>,
+        lsn: i64,
+        op: Op,
+        body: Bytes,
+        collection: Option<&Arc<Collection>>,
+        changes: impl FnOnce(&Core, &[NodeAnswer]) -> Commit,
+    ) -> Answer {
+        let nodes = self.namespace_nodes();
+        if nodes.is_empty() {
+            return Answer::unavailable("No node can take this at the moment.");
+        }
+        if !self.log.is_available() {
+            return Answer::unavailable("The log does not answer: collections, databases and tenants cannot change.");
+        }
+        // A node that does not have the collection yet gets it, as it will be then, by its repair.
+        let lacks = |node: NodeIndex| {
+            collection
+                .is_some_and(|collection| collection.node_id(node).is_none() && self.namespace.pairs[node].in_sync())
+        };
+        let jobs = (0..self.cluster.len())
+            .map(|node| (nodes.contains(&node) && !lacks(node)).then(|| self.namespace_job(node, &op, &body)))
+            .collect();
+        let (answers, stragglers) = self.fan_out(&Scope::Namespace, jobs).await;
+        let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
+        let circumstances = Circumstances {
+            refusal_has_effects: false,
+            closed_nodes_are_alive: self.closed_nodes_are_alive(&outcomes).await,
+        };
+        let mut decision = decide(&outcomes, circumstances);
+        for (node, cover) in decision.covers.iter_mut().enumerate() {
+            if lacks(node) {
+                cover.payload = None;
+            }
+        }
+        let lead_applied = matches!(decision.reply, Reply::Of(node) if outcomes[node] == Outcome::Applied);
+        let changes = if lead_applied { changes(self, &answers) } else { vec![] };
+        let entry = EntryInfo {
+            lsn,
+            op,
+            body,
+            ids: None,
+        };
+        let covered = self.cover(&Scope::Namespace, &decision, &entry, changes).await;
+        if let Some(stragglers) = stragglers {
+            let rows = if settles_by_itself(&entry.op) {
+                covered.rows
+            } else {
+                vec![]
+            };
+            self.await_stragglers(&Scope::Namespace, stragglers, rows);
+        }
+        match (covered.durable, decision.reply) {
+            (_, Reply::Unavailable) => Answer::unavailable(format!("No node took the write. {}", describe(&answers))),
+            (false, _) => Answer::unavailable("The log does not answer: the change could not be kept."),
+            (true, Reply::Indefinite) => Answer::indefinite(),
+            (true, Reply::Closed) => {
+                Answer::error(502, "BadGateway", "Every node closed the connection on this request.")
+            }
+            (true, Reply::Of(lead)) => {
+                // Where one node says "already" and another did it now, it is done.
+                let node = (0..answers.len())
+                    .filter(|&node| outcomes[node] == outcomes[lead])
+                    .find(|&node| answers[node].response.as_ref().is_some_and(NodeResponse::is_success))
+                    .unwrap_or(lead);
+                match (&answers[node].response, collection) {
+                    (Some(response), Some(collection)) => self.translated(collection, node, response),
+                    (Some(response), None) => Answer::of_node(response, response.body.clone()),
+                    (None, _) => Answer::error(500, "InternalError", "A node's answer was lost."),
+                }
+            }
+        }
+    }
+
+    /// What carries out a namespace entry on one node; live and in drain.
+    pub(crate) fn namespace_job(self: &Arc<Self>, node: NodeIndex, op: &Op, body: &Bytes) -> BoxFuture<NodeAnswer> {
+        let (core, op, body) = (self.clone(), op.clone(), body.clone());
+        let collection = generation_of(&op).and_then(|generation| self.catalog.by_generation(generation));
+        let ids = Ids {
+            node: collection.as_ref().and_then(|collection| collection.node_id(node)),
+            client: collection.as_ref().map(|collection| collection.client_id),
+        };
+        Box::pin(async move {
+            let request = match &op {
+                Op::CreateCollection { tenant, database, .. } => {
+                    NodeRequest::post(node_path::collections(tenant, database), body)
+                }
+                Op::ModifyCollection { .. } => {
+                    let (Some(collection), Some(id)) = (&collection, ids.node) else {
+                        return NodeAnswer::skipped();
+                    };
+                    let facts = collection.facts();
+                    let path = node_path::collection(&facts.tenant, &facts.database, id);
+                    NodeRequest::new(Method::PUT, path, Some(body))
+                }
+                Op::DeleteCollection { tenant, database, .. } => {
+                    let Some(id) = ids.node else {
+                        return NodeAnswer::skipped();
+                    };
+                    return core.delete_on_node(node, &op, tenant, database, id, ids).await;
+                }
+                Op::CreateDatabase { tenant, .. } => NodeRequest::post(node_path::databases(tenant), body),
+                Op::DeleteDatabase { tenant, name } => {
+                    NodeRequest::new(Method::DELETE, node_path::database(tenant, name), None)
+                }
+                Op::CreateTenant { .. } => NodeRequest::post("/api/v2/tenants", body),
+                Op::ModifyTenant { name } => NodeRequest::new(Method::PATCH, node_path::tenant(name), Some(body)),
+                Op::Reset => NodeRequest::new(Method::POST, "/api/v2/reset", None),
+                Op::Other { method, path, .. } => {
+                    let path = match (path.contains(COLLECTION_PLACEHOLDER), ids.node) {
+                        (true, Some(id)) => path.replacen(COLLECTION_PLACEHOLDER, &id.to_string(), 1),
+                        (true, None) => return NodeAnswer::skipped(),
+                        (false, _) => path.clone(),
+                    };
+                    let method = Method::from_bytes(method.as_bytes()).unwrap_or(Method::POST);
+                    NodeRequest::new(method, path, Some(body).filter(|body| !body.is_empty()))
+                }
+                Op::Add | Op::Upsert | Op::Update | Op::Delete => return NodeAnswer::skipped(),
+            };
+            let mut answer = core.send_judged(node, &op, request, ids).await;
+            let status = answer.response.as_ref().map_or(0, |response| response.status);
+            let already = match op {
+                Op::CreateDatabase { .. } | Op::CreateTenant { .. } => status == 409,
+                Op::DeleteDatabase { .. } => status == 404,
+                _ => false,
+            };
+            if already {
+                answer.outcome = Outcome::Applied;
+            }
+            answer
+        })
+    }
+
+    /// Deletes the collection with this UUID on a node, under whatever name it has there.
+    async fn delete_on_node(
+        self: &Arc<Self>,
+        node: NodeIndex,
+        op: &Op,
+        tenant: &str,
+        database: &str,
+        id: Uuid,
+        ids: Ids,
+    ) -> NodeAnswer {
+        let gone = || NodeAnswer {
+            outcome: Outcome::Applied,
+            response: Some(NodeResponse {
+                status: 200,
+                headers: http::HeaderMap::new(),
+                body: Bytes::from_static(b"{}"),
+            }),
+        };
+        let by_id = match self
+            .send(node, NodeRequest::get(node_path::by_id(tenant, database, id)))
+            .await
+        {
+            Ok(response) => response,
+            Err(_) => return NodeAnswer::skipped(),
+        };
+        if by_id.status == 404 {
+            return gone();
+        }
+        let Some(object) = parse_collection_object(&by_id.body).filter(|object| by_id.is_success() && object.id == id)
+        else {
+            return NodeAnswer {
+                outcome: Outcome::Failed,
+                response: Some(by_id),
+            };
+        };
+        let path = node_path::by_name(tenant, database, &object.name);
+        let answer = self
+            .send_judged(node, op, NodeRequest::new(Method::DELETE, path, None), ids)
+            .await;
+        match &answer.response {
+            Some(response) if response.status == 404 => gone(),
+            _ => answer,
+        }
+    }
+
+    async fn create_collection(
+        self: &Arc<Self>,
+        tenant: String,
+        database: String,
+        name: String,
+        get_or_create: bool,
+        body: Bytes,
+    ) -> Answer {
+        let known = match self.catalog.by_name(&tenant, &database, &name) {
+            Some(known) => Some(known),
+            None => match self.register_name(&tenant, &database, &name).await {
+                Ok(found) => found,
+                Err(answer) => return answer,
+            },
+        };
+        if let Some(known) = known {
+            if !get_or_create {
+                return Answer::error(409, "ChromaError", format!("Collection [{name}] already exists"));
+            }
+            return self.get_existing(&known, body).await;
+        }
+        let lsn = self.log.next_lsn();
+        let generation: Generation = lsn;
+        let op = Op::CreateCollection {
+            tenant: tenant.clone(),
+            database: database.clone(),
+            name: name.clone(),
+            generation,
+        };
+        self.mirror_at(lsn, op, body, None, move |core, answers| {
+            core.creation(generation, &tenant, &database, &name, answers)
+        })
+        .await
+    }
+
+    /// The catalog's part of a create: the lead's UUID is the client's.
+    fn creation(
+        &self,
+        generation: Generation,
+        tenant: &str,
+        database: &str,
+        name: &str,
+        answers: &[NodeAnswer],
+    ) -> Commit {
+        let created: Vec<(NodeIndex, Uuid)> = answers
+            .iter()
+            .enumerate()
+            .filter(|(_, answer)| answer.outcome == Outcome::Applied)
+            .filter_map(|(node, answer)| Some((node, parse_collection_object(&answer.response.as_ref()?.body)?.id)))
+            .collect();
+        let Some(&(_, client_id)) = created.first() else {
+            return vec![];
+        };
+        let mut changes = vec![Change::PutCollection(
+            self.new_record(generation, client_id, tenant, database, name),
+        )];
+        changes.extend(created.into_iter().map(|(node, id)| Change::PutNodeId {
+            generation,
+            node: self.cluster.node(node).name.clone(),
+            id,
+        }));
+        changes
+    }
+
+    /// `get_or_create` of a collection that exists: asked of one node that has it, and not logged.
+    async fn get_existing(self: &Arc<Self>, collection: &Arc<Collection>, body: Bytes) -> Answer {
+        let facts = collection.facts();
+        let path = node_path::collections(&facts.tenant, &facts.database);
+        for node in self.namespace_nodes() {
+            let Some(id) = collection.node_id(node) else { continue };
+            let request = NodeRequest::post(path.clone(), body.clone());
+            let Some(response) = self.bounded_read(node, request).await else {
+                continue;
+            };
+            if response.status >= 500 {
+                continue;
+            }
+            if response.is_success() && parse_collection_object(&response.body).is_none_or(|object| object.id != id) {
+                self.report_missing(collection, node);
+                continue;
+            }
+            return self.translated(collection, node, &response);
+        }
+        Answer::unavailable("No node could answer.")
+    }
+
+    async fn delete_collection(self: &Arc<Self>, tenant: String, database: String, name: String) -> Answer {
+        let collection = match self.catalog.by_name(&tenant, &database, &name) {
+            Some(collection) => collection,
+            None => match self.register_name(&tenant, &database, &name).await {
+                Ok(Some(collection)) => collection,
+                Ok(None) => return Answer::no_such_name(&name),
+                Err(answer) => return answer,
+            },
+        };
+        let _barrier = self.exclusive(&collection).await;
+        let op = Op::DeleteCollection {
+            tenant,
+            database,
+            name,
+            generation: collection.generation,
+        };
+        let deleted = collection.clone();
+        self.mirror(op, Bytes::new(), Some(&collection), move |core, _| {
+            core.deletion(&deleted)
+        })
+        .await
+    }
+
+    /// The catalog's part of a delete; rows of the collection's lane have become moot with it.
+    fn deletion(&self, collection: &Collection) -> Commit {
+        let mut record = collection.record();
+        record.deleted = true;
+        record.updated_at = self.env.wall();
+        vec![
+            Change::RemovePayloadsOf(collection.generation),
+            Change::RemoveRepairsOf(collection.generation),
+            Change::PutCollection(record),
+        ]
+    }
+
+    async fn delete_database(self: &Arc<Self>, tenant: String, name: String) -> Answer {
+        let collections = self.catalog.in_database(&tenant, &name);
+        let mut barriers = Vec::with_capacity(collections.len());
+        for collection in &collections {
+            barriers.push(self.exclusive(collection).await);
+        }
+        let op = Op::DeleteDatabase {
+            tenant: tenant.clone(),
+            name: name.clone(),
+        };
+        self.mirror(op, Bytes::new(), None, move |core, _| {
+            let mut changes: Commit = collections
+                .iter()
+                .flat_map(|collection| core.deletion(collection))
+                .collect();
+            changes.push(Change::RemoveDatabase { tenant, name });
+            changes
+        })
+        .await
+    }
+
+    async fn reset(self: &Arc<Self>, body: Bytes) -> Answer {
+        let collections = self.catalog.all();
+        let mut barriers = Vec::with_capacity(collections.len());
+        for collection in collections.iter().filter(|collection| !collection.is_deleted()) {
+            barriers.push(self.exclusive(collection).await);
+        }
+        self.mirror(Op::Reset, body, None, |_, _| vec![Change::RemoveEverything])
+            .await
+    }
+}
+
+fn generation_of(op: &Op) -> Option<Generation> {
+    match op {
+        Op::ModifyCollection { generation, .. } | Op::DeleteCollection { generation, .. } => Some(*generation),
+        Op::Other { generation, .. } => *generation,
+        _ => None,
+    }
+}

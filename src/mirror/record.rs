@@ -1,0 +1,244 @@
+//! Writes of records: add, upsert, update, delete.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::cover::EntryInfo;
+use super::{Answer, Circumstances, Core, Ids, NodeAnswer, QueuedWrite, Reply, Scope, decide};
+use crate::catalog::Collection;
+use crate::chroma::{DeleteBody, Op, deleted_body, node_path, parse_ids_answer, replace_uuid};
+use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::env::BoxFuture;
+use crate::lane::Lane;
+
+/// The name of an operation in a record route.
+pub fn route_of(op: &Op) -> &'static str {
+    op.label()
+}
+
+impl Core {
+    /// Queues a record write in its collection's lane and waits for its answer.
+    pub async fn submit(
+        self: &Arc<Self>,
+        collection: &Arc<Collection>,
+        op: Op,
+        body: Bytes,
+        ids: Vec<String>,
+        has_embeddings: bool,
+        filter: Option<DeleteBody>,
+    ) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let write = QueuedWrite {
+            op,
+            body,
+            ids,
+            has_embeddings,
+            filter,
+            reply,
+        };
+        match collection.lane.push(write) {
+            Ok(true) => self.start_worker(collection.clone()),
+            Ok(false) => {}
+            Err(_) => return Answer::too_many("Too many writes wait for this collection."),
+        }
+        answer
+            .await
+            .unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
+    }
+
+    /// Carries out one write; runs alone in the collection's lane.
+    pub(super) async fn write_records(self: &Arc<Self>, collection: &Arc<Collection>, mut write: QueuedWrite) {
+        let usable = self.usable_stepping_aside(collection).await;
+        if collection.is_deleted() {
+            let _ = write.reply.send(Answer::no_such_collection(collection.client_id));
+            return;
+        }
+        if usable.is_empty() {
+            let _ = write
+                .reply
+                .send(Answer::unavailable("No node can serve this collection at the moment."));
+            return;
+        }
+        if usable.len() < self.cluster.len() && !self.log.is_available() {
+            let reason = "A node is away and the log does not answer: the write could not be kept for it.";
+            let _ = write.reply.send(Answer::unavailable(reason));
+            return;
+        }
+        let mut resolved = None;
+        if let Some(filter) = write.filter.take() {
+            match self.resolve(collection, &usable, &filter).await {
+                Ok(ids) if ids.is_empty() => {
+                    let _ = write.reply.send(Answer::json(200, deleted_body(0)));
+                    return;
+                }
+                Ok(ids) => {
+                    write.body = DeleteBody::delete_ids_body(&ids);
+                    resolved = Some(ids.len());
+                    write.ids = ids;
+                }
+                Err(answer) => {
+                    let _ = write.reply.send(answer);
+                    return;
+                }
+            }
+        }
+        let lsn = self.log.next_lsn();
+        let jobs = (0..self.cluster.len())
+            .map(|node| {
+                usable
+                    .contains(&node)
+                    .then(|| self.record_job(collection, node, &write))
+            })
+            .collect();
+        let scope = Scope::Collection(collection.clone());
+        let (answers, stragglers) = self.fan_out(&scope, jobs).await;
+        let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
+        let decision = decide(
+            &outcomes,
+            Circumstances {
+                refusal_has_effects: write.has_embeddings && !collection.dimension_known(),
+                closed_nodes_are_alive: self.closed_nodes_are_alive(&outcomes).await,
+            },
+        );
+        if write.has_embeddings && write.op != Op::Delete && outcomes.contains(&super::Outcome::Applied) {
+            collection.set_dimension_known();
+        }
+        let entry = EntryInfo {
+            lsn,
+            op: write.op.clone(),
+            body: write.body.clone(),
+            ids: Some(write.ids),
+        };
+        let covered = self.cover(&scope, &decision, &entry, vec![]).await;
+        if let Some(stragglers) = stragglers {
+            self.await_stragglers(&scope, stragglers, covered.rows);
+        }
+        let answer = match (covered.durable, decision.reply) {
+            (false, Reply::Unavailable) | (true, Reply::Unavailable) => {
+                Answer::unavailable(format!("No node took the write. {}", describe(&answers)))
+            }
+            (false, _) => Answer::unavailable("The log does not answer: what a node missed could not be kept."),
+            (true, Reply::Indefinite) => Answer::indefinite(),
+            (true, Reply::Closed) => {
+                Answer::error(502, "BadGateway", "Every node closed the connection on this request.")
+            }
+            (true, Reply::Of(node)) => match (&answers[node].response, resolved) {
+                (Some(response), Some(count)) if response.is_success() => {
+                    Answer::of_node(response, deleted_body(count))
+                }
+                (Some(response), _) => self.translated(collection, node, response),
+                (None, _) => Answer::error(500, "InternalError", "A node's answer was lost."),
+            },
+        };
+        let _ = write.reply.send(answer);
+    }
+
+    /// [`Core::usable_or_drained`] for the worker, which has to hand the lane over meanwhile: the drain needs it.
+    async fn usable_stepping_aside(self: &Arc<Self>, collection: &Arc<Collection>) -> Vec<NodeIndex> {
+        let waiting = self.usable_or_drained(collection);
+        tokio::pin!(waiting);
+        let mut changes = self.cluster.watch_changes();
+        loop {
+            changes.mark_unchanged();
+            while let Some(turn) = collection.lane.next_exclusive() {
+                let usable = self.usable(collection);
+                if !usable.is_empty() {
+                    collection.lane.put_back(turn);
+                    return usable;
+                }
+                Lane::<QueuedWrite>::hand_over(turn).await;
+            }
+            tokio::select! {
+                biased;
+                usable = &mut waiting => return usable,
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    fn record_job(
+        self: &Arc<Self>,
+        collection: &Arc<Collection>,
+        node: NodeIndex,
+        write: &QueuedWrite,
+    ) -> BoxFuture<NodeAnswer> {
+        let core = self.clone();
+        let (id, client) = (collection.node_id(node), collection.client_id);
+        let (op, body) = (write.op.clone(), write.body.clone());
+        let facts = collection.facts();
+        Box::pin(async move {
+            let Some(id) = id else { return NodeAnswer::skipped() };
+            let path = node_path::record(&facts.tenant, &facts.database, id, route_of(&op));
+            let ids = Ids {
+                node: Some(id),
+                client: Some(client),
+            };
+            core.send_judged(node, &op, NodeRequest::post(path, body), ids).await
+        })
+    }
+
+    /// Finds the ids that a delete by filter means, on the lead, or on the next node if that fails.
+    async fn resolve(
+        self: &Arc<Self>,
+        collection: &Arc<Collection>,
+        usable: &[NodeIndex],
+        filter: &DeleteBody,
+    ) -> Result<Vec<String>, Answer> {
+        let facts = collection.facts();
+        let body = filter.as_get_body();
+        let mut last = Answer::unavailable("No node could resolve the filter.");
+        for &node in usable {
+            let Some(id) = collection.node_id(node) else { continue };
+            let path = node_path::record(&facts.tenant, &facts.database, id, "get");
+            let sent = self.bounded_read(node, NodeRequest::post(path, body.clone())).await;
+            let Some(response) = sent else { continue };
+            if response.is_success() {
+                match parse_ids_answer(&response.body) {
+                    Some(ids) => return Ok(ids),
+                    None => continue,
+                }
+            }
+            last = self.translated(collection, node, &response);
+            if response.status < 500 && response.status != 404 {
+                return Err(last);
+            }
+        }
+        Err(last)
+    }
+
+    /// A read by the core itself: its answer, unless the node fails, goes down or takes too long.
+    pub async fn bounded_read(self: &Arc<Self>, node: NodeIndex, request: NodeRequest) -> Option<NodeResponse> {
+        let send = self.send(node, request);
+        tokio::pin!(send);
+        tokio::select! {
+            biased;
+            answer = &mut send => answer.ok(),
+            () = self.cluster.node(node).until_down() => None,
+            () = self.env.sleep(self.settings.read_timeout) => None,
+        }
+    }
+
+    /// A node's answer as the client may see it: with the client's id of the collection.
+    pub fn translated(&self, collection: &Collection, node: NodeIndex, response: &NodeResponse) -> Answer {
+        let body = match collection.node_id(node) {
+            Some(id) if id != collection.client_id => replace_uuid(response.body.clone(), id, collection.client_id),
+            _ => response.body.clone(),
+        };
+        Answer::of_node(response, body)
+    }
+}
+
+/// What the nodes said, for an error message.
+pub(super) fn describe(answers: &[NodeAnswer]) -> String {
+    let texts: Vec<String> = answers
+        .iter()
+        .filter_map(|answer| answer.response.as_ref())
+        .map(|response| {
+            let text = String::from_utf8_lossy(&response.body[..response.body.len().min(200)]);
+            format!("A node answered {}: {text}", response.status)
+        })
+        .collect();
+    texts.join(" ")
+}
