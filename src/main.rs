@@ -1,1 +1,5 @@
-fn main() {}
+//! The `diptych` program.
+
+fn main() -> std::process::ExitCode {
+    diptych::cli::main()
+}

@@ -1,0 +1,31 @@
+//! The admin port.
+
+use async_trait::async_trait;
+use http::Response;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+
+use super::Admin;
+
+/// Serves [`Admin`] on a port of its own.
+pub struct AdminPort(pub std::sync::Arc<Admin>);
+
+#[async_trait]
+impl ServeHttp for AdminPort {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let header = session.req_header();
+        let method = header.method.clone();
+        let raw = String::from_utf8_lossy(header.raw_path()).into_owned();
+        let (path, query) = match raw.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (raw.as_str(), None),
+        };
+        let answer = self.0.private(&method, path, query).await;
+        let mut response = Response::new(answer.body.to_vec());
+        *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::OK);
+        *response.headers_mut() = answer.headers;
+        let length = http::HeaderValue::from(response.body().len());
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length);
+        response
+    }
+}

@@ -1,0 +1,233 @@
+//! `diptych run`: the server around the plugin.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::configuration::Opt;
+use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service;
+use tokio::runtime::Runtime;
+
+use crate::admin::{Admin, AdminPort};
+use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
+use crate::config::{Config, LogFormat, Severity};
+use crate::drain::drain_node;
+use crate::env::{SharedEnv, TokioEnv};
+use crate::journal::{self, Log};
+use crate::metrics::Metrics;
+use crate::mirror::{Core, Settings};
+use crate::proxy::{self, Proxy};
+
+/// How long shutdown waits for writes that are under way, beyond Pingora's own grace period.
+const LAST_WAIT: Duration = Duration::from_secs(60);
+const JOURNAL_CHECK: Duration = Duration::from_secs(1);
+/// How often a journal that does not answer at start is tried again, a second apart.
+const JOURNAL_TRIES: usize = 30;
+
+/// Runs until a signal ends it.
+pub fn run(path: Option<&Path>) -> ExitCode {
+    let config = match path.map_or_else(|| Ok(Config::default()), Config::load) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    start_logging(&config);
+    let mut fatal = false;
+    for problem in config.validate() {
+        match problem.severity {
+            Severity::Error => {
+                fatal = true;
+                tracing::error!(key = problem.key, "{}", problem.message);
+            }
+            Severity::Warning => tracing::warn!(key = problem.key, "{}", problem.message),
+            Severity::Note => tracing::info!(key = problem.key, "{}", problem.message),
+        }
+    }
+    if fatal {
+        return ExitCode::FAILURE;
+    }
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            tracing::error!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DIPTYCH_LOG").unwrap_or_else(|_| {
+        let level = &config.log.level;
+        // Pingora reports every retried connection as an error.
+        tracing_subscriber::EnvFilter::new(format!("{level},pingora_core::connectors=off,sqlx=warn"))
+    });
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let _ = match config.log.format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+fn serve(mut config: Config) -> Result<(), String> {
+    for listen in &config.listen {
+        // Pingora would try for 30 seconds and then live on without a listener.
+        std::net::TcpListener::bind(listen.address)
+            .map_err(|error| format!("Cannot listen on {}: {error}.", listen.address))?;
+    }
+    if let Some(address) = config.admin.address {
+        std::net::TcpListener::bind(address).map_err(|error| format!("Cannot listen on {address}: {error}."))?;
+    }
+    let conf = std::mem::take(&mut config.server);
+    let threads = conf.threads.max(2);
+    let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
+    server.bootstrap();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("diptych-core")
+        .enable_all()
+        .build()
+        .map_err(|error| format!("Cannot start the runtime: {error}."))?;
+    let (core, cluster, env) = runtime.block_on(build_core(&config, &runtime))?;
+    let registry = prometheus::default_registry().clone();
+    let metrics = Arc::new(Metrics::new(&registry).map_err(|error| error.to_string())?);
+    let admin = Arc::new(Admin::new(core.clone(), registry));
+
+    let health = &config.health;
+    let thresholds = Thresholds {
+        interval: health.interval,
+        timeout: health.timeout,
+        unhealthy_after: health.unhealthy_after as usize,
+        healthy_after: health.healthy_after as usize,
+        canary_timeout: config.writes.timeout.min(Duration::from_secs(60)),
+    };
+    server.add_service(health_service(cluster, env, thresholds));
+    server.add_service(background_service("core", Background { core: core.clone() }));
+
+    let settings = proxy::Settings {
+        consistency: config.reads.consistency,
+        read_timeout: config.reads.timeout,
+        max_body: usize::try_from(config.writes.max_body).unwrap_or(usize::MAX),
+        bytes_in_flight: usize::try_from(config.writes.bytes_in_flight).unwrap_or(usize::MAX),
+        listen_status: config.listen_status,
+    };
+    let plugin = Proxy::new(core.clone(), admin.clone(), metrics, settings);
+    let mut service = pingora_proxy::http_proxy_service(&server.configuration, plugin);
+    for listen in &config.listen {
+        service.add_tcp(&listen.address.to_string());
+    }
+    server.add_service(service);
+    if let Some(address) = config.admin.address {
+        let mut port = Service::new("admin".to_owned(), AdminPort(admin));
+        port.threads = Some(1);
+        port.add_tcp(&address.to_string());
+        server.add_service(port);
+    }
+    server.run(RunArgs::default());
+    finish(&core, runtime);
+    Ok(())
+}
+
+/// Waits for the writes that are under way; their answers may be lost, the writes are not.
+fn finish(core: &Arc<Core>, runtime: Runtime) {
+    let waiting = core.clone();
+    runtime.block_on(async move {
+        let drained = crate::env::within(&waiting.env, LAST_WAIT, async {
+            while waiting.counters.jobs.load(Ordering::SeqCst) > 0 {
+                waiting.env.sleep(Duration::from_millis(20)).await;
+            }
+        });
+        if drained.await.is_none() {
+            tracing::warn!("Some work did not end in time.");
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Arc<Cluster>, SharedEnv), String> {
+    let env: SharedEnv = Arc::new(TokioEnv::new(runtime.handle().clone()));
+    let nodes = config.nodes.iter().enumerate().map(|(index, node)| {
+        let authority = node.url.authority();
+        let client = Arc::new(HttpNodeClient::new(&authority, runtime.handle().clone()));
+        Node::new(index, node.name.clone(), authority, node.read_weight, client)
+    });
+    let cluster = Arc::new(Cluster::new(nodes.collect()));
+    let mut tries = 0;
+    let journal = loop {
+        match journal::open(&config.wal.url, config.wal.max_connections).await {
+            Ok(journal) => break journal,
+            Err(error) if tries + 1 >= JOURNAL_TRIES => return Err(format!("Cannot open the log: {error}.")),
+            Err(error) => tracing::warn!(%error, "Cannot open the log yet."),
+        }
+        tries += 1;
+        env.sleep(Duration::from_secs(1)).await;
+    };
+    let holder = format!("pid {}", std::process::id());
+    let log = Log::take(journal, env.clone(), &holder)
+        .await
+        .map_err(|error| format!("Cannot take the log: {error}."))?;
+    let settings = Settings {
+        write_timeout: config.writes.timeout,
+        mirror_grace: config.writes.mirror_grace,
+        read_timeout: config.reads.timeout,
+        behind_wait: config.reads.behind_wait,
+        queue_limit: config.writes.queue,
+        drain_rows: config.drain.batch_records,
+        drain_bytes: usize::try_from(config.drain.batch_bytes).unwrap_or(usize::MAX),
+        drain_concurrency: config.drain.concurrency,
+        unknown_per_second: 10,
+        tenants: vec!["default_tenant".to_owned()],
+    };
+    let core = Core::load(env.clone(), cluster.clone(), log, settings)
+        .await
+        .map_err(|error| format!("Cannot read the log: {error}."))?;
+    tracing::info!(
+        term = core.log.term(),
+        journal = core.log.journal().describe(),
+        "The log is ours."
+    );
+    Ok((core, cluster, env))
+}
+
+/// Drain, survey and the journal's health: started with the server, run on the core's runtime.
+struct Background {
+    core: Arc<Core>,
+}
+
+#[async_trait]
+impl BackgroundService for Background {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        for node in 0..self.core.cluster.len() {
+            self.core.env.spawn(Box::pin(drain_node(self.core.clone(), node)));
+        }
+        let core = self.core.clone();
+        self.core.env.spawn(Box::pin(async move {
+            let mut changes = core.cluster.watch_changes();
+            while core.cluster.up().next().is_none() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+            core.survey().await;
+        }));
+        let core = self.core.clone();
+        self.core.env.spawn(Box::pin(async move {
+            loop {
+                core.env.sleep(JOURNAL_CHECK).await;
+                core.log.check().await;
+            }
+        }));
+        let _ = shutdown.changed().await;
+    }
+}

@@ -1,0 +1,138 @@
+//! Reading a request's body and writing a whole answer, over a Pingora session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, header};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::mirror::Answer;
+
+/// How long a body waits for its share of memory.
+const MEMORY_WAIT: Duration = Duration::from_secs(10);
+
+/// A body, with its share of the memory for bodies.
+pub struct Body {
+    pub bytes: Bytes,
+    _memory: Vec<OwnedSemaphorePermit>,
+}
+
+/// Whether the request's body is, or might be, longer than `limit`.
+pub fn body_may_exceed(session: &Session, limit: usize) -> bool {
+    match content_length(session) {
+        Some(length) => length > limit,
+        None => {
+            session.req_header().headers.contains_key(header::TRANSFER_ENCODING) || {
+                session.req_header().version == http::Version::HTTP_2
+                    && super::is_mutating(&session.req_header().method)
+            }
+        }
+    }
+}
+
+fn content_length(session: &Session) -> Option<usize> {
+    session
+        .req_header()
+        .headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Reads a whole body of at most `limit` bytes. The inner error is an answer for the client.
+pub async fn read_body(
+    session: &mut Session,
+    limit: usize,
+    memory: &Arc<Semaphore>,
+) -> Result<std::result::Result<Body, Answer>> {
+    let announced = content_length(session);
+    if announced.is_some_and(|length| length > limit) {
+        session.set_keepalive(None);
+        return Ok(Err(too_large(limit)));
+    }
+    let mut permits = Vec::new();
+    if let Some(length) = announced {
+        match reserve(memory, length).await {
+            Some(permit) => permits.push(permit),
+            None => return Ok(Err(no_memory(session))),
+        }
+    }
+    let expects = session
+        .req_header()
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if expects {
+        session.set_close_on_response_before_downstream_finish(false);
+        session
+            .write_continue_response()
+            .await
+            .map_err(|error| error.into_down())?;
+    }
+    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(limit));
+    while let Some(piece) = session.read_request_body().await.map_err(|error| error.into_down())? {
+        if body.len() + piece.len() > limit {
+            session.set_keepalive(None);
+            return Ok(Err(too_large(limit)));
+        }
+        if announced.is_none() {
+            match reserve(memory, piece.len()).await {
+                Some(permit) => permits.push(permit),
+                None => return Ok(Err(no_memory(session))),
+            }
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Ok(Body {
+        bytes: body.freeze(),
+        _memory: permits,
+    }))
+}
+
+async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let kibibytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    let acquire = memory.clone().acquire_many_owned(kibibytes);
+    tokio::time::timeout(MEMORY_WAIT, acquire).await.ok()?.ok()
+}
+
+fn no_memory(session: &mut Session) -> Answer {
+    session.set_keepalive(None);
+    Answer::unavailable("Too many bytes of request bodies are in flight.")
+}
+
+fn too_large(limit: usize) -> Answer {
+    Answer::error(
+        413,
+        "ChromaError",
+        format!("Payload too large: the limit is {limit} bytes"),
+    )
+}
+
+/// Writes a whole answer.
+pub async fn write_answer(session: &mut Session, answer: Answer) -> Result<()> {
+    let is_head = session.req_header().method == Method::HEAD;
+    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 1))?;
+    for (name, value) in &answer.headers {
+        header.append_header(name.clone(), value.clone())?;
+    }
+    header.insert_header(header::CONTENT_LENGTH, answer.body.len().to_string())?;
+    let only_header = is_head || answer.body.is_empty();
+    session
+        .write_response_header(Box::new(header), only_header)
+        .await
+        .map_err(|error| error.into_down())?;
+    if !only_header {
+        session
+            .write_response_body(Some(answer.body), true)
+            .await
+            .map_err(|error| error.into_down())?;
+    }
+    Ok(())
+}

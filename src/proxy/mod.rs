@@ -1,0 +1,395 @@
+//! The plugin: Diptych as a Pingora `ProxyHttp`.
+//!
+//! Thin on purpose. Reads of records are streamed through Pingora to a node that is in step with the collection, with
+//! the collection's UUID exchanged in the path. Everything else is answered in `request_filter`: writes by the mirror,
+//! reads of the namespace by [`lookups`], and queries too large for Pingora's retry buffer by [`large`]. Work that must
+//! not be cut off runs on the core's runtime, which neither a client nor a shutdown of Pingora's own runtimes cancels.
+
+mod exchange;
+mod large;
+mod lookups;
+mod plan;
+mod writes;
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use crate::admin::Admin;
+use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, replace_uuid, translate};
+use crate::config::Consistency;
+use crate::metrics::Metrics;
+use crate::mirror::{Answer, Core};
+
+pub use plan::{Ctx, Plan};
+
+/// Bodies of reads up to this size are streamed; Pingora can send them again to another node.
+const RETRYABLE_BODY: usize = 60 << 10;
+
+/// What the proxy is told about how to behave.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub consistency: Consistency,
+    pub read_timeout: Duration,
+    pub max_body: usize,
+    /// Bytes of bodies that may be held at a time, all clients together.
+    pub bytes_in_flight: usize,
+    /// Whether `/health`, `/status` and their kin are answered on the proxy port.
+    pub listen_status: bool,
+}
+
+/// Diptych as a Pingora proxy.
+pub struct Proxy {
+    core: Arc<Core>,
+    admin: Arc<Admin>,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    bytes: Arc<tokio::sync::Semaphore>,
+}
+
+impl Proxy {
+    pub fn new(core: Arc<Core>, admin: Arc<Admin>, metrics: Arc<Metrics>, settings: Settings) -> Self {
+        let kibibytes = settings
+            .bytes_in_flight
+            .div_ceil(1024)
+            .min(tokio::sync::Semaphore::MAX_PERMITS);
+        Self {
+            core,
+            admin,
+            metrics,
+            settings,
+            bytes: Arc::new(tokio::sync::Semaphore::new(kibibytes)),
+        }
+    }
+
+    /// Runs on the core's runtime, to its end, even if the caller goes away.
+    async fn on_core<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.core.spawn_job(async move {
+            let _ = done.send(work.await);
+        });
+        result
+            .await
+            .map_err(|_| Error::explain(ErrorType::InternalError, "a job was dropped"))
+    }
+
+    /// Finds the collection of a read that Pingora will stream; an answer means that it will not.
+    async fn plan_read(&self, target: &Target) -> Result<std::result::Result<Plan, Answer>> {
+        let known = match &target.segment {
+            Segment::Id(id) => self
+                .core
+                .catalog
+                .by_id(*id)
+                .filter(|collection| !collection.is_deleted()),
+            Segment::Name(name) => self.core.catalog.by_name(&target.tenant, &target.database, name),
+        };
+        let span = target.span.clone();
+        if let Some(collection) = known {
+            return Ok(Ok(Plan::Records { collection, span }));
+        }
+        let (core, target) = (self.core.clone(), target.clone());
+        let found = self
+            .on_core(async move { writes::resolve(&core, &target).await })
+            .await?;
+        Ok(match found {
+            Ok(writes::Resolved::Collection(collection)) => Ok(Plan::Records { collection, span }),
+            // Chroma's own 400 for what is neither a UUID nor a known name.
+            Ok(writes::Resolved::NotAnId) => Ok(Plan::Lead),
+            Ok(writes::Resolved::Nowhere(id)) => Err(Answer::no_such_collection(id)),
+            Err(answer) => Err(answer),
+        })
+    }
+
+    /// Decides what to do with a request: stream it (`None`) or answer it here.
+    async fn route(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Option<Answer>> {
+        let header = session.req_header();
+        let method = header.method.clone();
+        let raw = String::from_utf8_lossy(header.raw_path()).into_owned();
+        let (path, query) = match raw.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (raw.as_str(), None),
+        };
+        if self.settings.listen_status
+            && let Some(answer) = self.admin.public(&method, path, query).await
+        {
+            ctx.label = "status";
+            return Ok(Some(answer));
+        }
+        let route = classify(&method, path);
+        ctx.label = route.label();
+        if route.tenant() == Some(OWN_TENANT) {
+            return Ok(Some(Answer::error(404, "NotFoundError", "Not found")));
+        }
+        match route {
+            Route::Server => {
+                ctx.plan = Plan::AnyNode;
+                Ok(None)
+            }
+            Route::OtherRead { .. } | Route::CrnLookup | Route::Outside { .. } => {
+                ctx.plan = Plan::Lead;
+                Ok(None)
+            }
+            Route::RecordRead { target, .. } => match self.plan_read(&target).await? {
+                Err(answer) => Ok(Some(answer)),
+                Ok(plan) => {
+                    ctx.plan = plan;
+                    if exchange::body_may_exceed(session, RETRYABLE_BODY) {
+                        return self.serve_large(session, ctx, &raw).await;
+                    }
+                    Ok(None)
+                }
+            },
+            Route::Tenant { .. }
+            | Route::Database { .. }
+            | Route::DatabaseList { .. }
+            | Route::CollectionList { .. }
+            | Route::CollectionCount { .. }
+            | Route::CollectionByName { .. }
+            | Route::CollectionById { .. } => {
+                let (core, raw) = (self.core.clone(), raw.clone());
+                self.on_core(async move { lookups::answer(&core, route, &raw).await })
+                    .await
+                    .map(Some)
+            }
+            write => {
+                let body = match exchange::read_body(session, self.settings.max_body, &self.bytes).await? {
+                    Ok(body) => body,
+                    Err(answer) => return Ok(Some(answer)),
+                };
+                let (core, raw) = (self.core.clone(), raw.clone());
+                let work = async move { writes::answer(&core, write, &method, &raw, body.bytes).await };
+                self.on_core(work).await.map(Some)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::new(self.core.env.now())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        if session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
+        match self.route(session, ctx).await? {
+            None => Ok(false),
+            Some(answer) => {
+                exchange::write_answer(session, answer).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        ctx.end_attempt(&self.core);
+        let node = ctx
+            .choose(&self.core, self.settings.consistency)
+            .await
+            .ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "no node can serve this at the moment"))?;
+        ctx.begin_attempt(&self.core, node);
+        let Some(address) = self.core.cluster.node(node).address() else {
+            self.core
+                .cluster
+                .report_connect_failure(node, "the node's name has not been resolved");
+            let mut error = Error::explain(ErrorType::ConnectError, "the node's name has not been resolved");
+            error.set_retry(true);
+            return Err(error);
+        };
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.connection_timeout = Some(Duration::from_secs(2));
+        peer.options.total_connection_timeout = Some(Duration::from_secs(2));
+        peer.options.read_timeout = Some(self.settings.read_timeout);
+        peer.options.write_timeout = Some(self.settings.read_timeout);
+        peer.options.idle_timeout = Some(Duration::from_secs(60));
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        fd: std::os::fd::RawFd,
+        _digest: Option<&pingora::protocols::Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        ctx.reused = reused;
+        if let Some(node) = ctx.node {
+            // SAFETY: Pingora holds the connection open during this call.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            ctx.socket = self.core.cluster.node(node).remember_socket(fd);
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let (Plan::Records { collection, span }, Some(node)) = (&ctx.plan, ctx.node)
+            && let Some(id) = collection.node_id(node)
+        {
+            let raw = String::from_utf8_lossy(request.raw_path()).into_owned();
+            request.set_raw_path(translate(&raw, span.clone(), id).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let status = response.status.as_u16();
+        let (Plan::Records { collection, .. }, Some(node)) = (&ctx.plan, ctx.node) else {
+            return Ok(());
+        };
+        if status < 400 {
+            return Ok(());
+        }
+        if status == 404 && !collection.is_deleted() {
+            self.core.report_missing(collection, node);
+        }
+        if (status == 404 || status >= 500) && ctx.has_alternative(&self.core, self.settings.consistency) {
+            let mut error = Error::explain(ErrorType::HTTPStatus(status), "this node alone may answer so");
+            error.set_retry(true);
+            return Err(error.into_up());
+        }
+        if let Some(id) = collection.node_id(node)
+            && id != collection.client_id
+        {
+            ctx.rewrite = Some((id, collection.client_id));
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        // Only error messages are rewritten: short, and of the same length afterwards.
+        if let Some((from, to)) = ctx.rewrite {
+            if let Some(piece) = body.take() {
+                ctx.held.extend_from_slice(&piece);
+            }
+            if end_of_stream {
+                *body = Some(replace_uuid(std::mem::take(&mut ctx.held).freeze(), from, to));
+            }
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(node) = ctx.node {
+            self.core.cluster.report_connect_failure(node, &error.to_string());
+        }
+        error.set_retry(true);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        let nothing_sent = session.response_written().is_none();
+        let from_node = *error.esource() == ErrorSource::Upstream;
+        let retry = from_node && nothing_sent && !session.retry_buffer_truncated() && ctx.is_repeatable(session);
+        if retry && client_reused {
+            ctx.allow_same_node_once();
+        }
+        error.set_retry(retry);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let gone = *error.esource() == ErrorSource::Downstream
+            && matches!(
+                error.etype(),
+                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed
+            );
+        let answer = match error.etype() {
+            _ if gone || session.response_written().is_some() => None,
+            ErrorType::HTTPStatus(503)
+            | ErrorType::ConnectError
+            | ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused => Some(Answer::unavailable("No node can serve this at the moment.")),
+            ErrorType::HTTPStatus(status) => Some(Answer::error(*status, "InternalError", "The request failed.")),
+            ErrorType::ReadTimedout => Some(Answer::error(504, "GatewayTimeout", "No node answered in time.")),
+            _ if *error.esource() == ErrorSource::Upstream => {
+                Some(Answer::error(502, "BadGateway", "The node closed the connection."))
+            }
+            _ if *error.esource() == ErrorSource::Downstream => Some(Answer::error(
+                400,
+                "InvalidArgumentError",
+                "The request could not be read.",
+            )),
+            _ => Some(Answer::error(500, "InternalError", "The proxy failed.")),
+        };
+        let error_code = answer.as_ref().map_or(0, |answer| answer.status);
+        ctx.failed_with = error_code;
+        if let Some(answer) = answer {
+            session.set_keepalive(None);
+            let _ = exchange::write_answer(session, answer).await;
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        ctx.end_attempt(&self.core);
+        let status = session
+            .response_written()
+            .map_or(ctx.failed_with, |header| header.status.as_u16());
+        let took = self.core.env.now().saturating_sub(ctx.started);
+        self.metrics.request(ctx.label, status, took);
+        tracing::debug!(
+            method = %session.req_header().method,
+            path = %String::from_utf8_lossy(session.req_header().raw_path()),
+            status,
+            took = ?took,
+            error = error.map(ToString::to_string),
+            "Answered a request."
+        );
+    }
+
+    fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, _error: &Error) -> bool {
+        ctx.failed_with == 503 || ctx.failed_with == 0
+    }
+}
+
+/// Whether a method asks for a state change.
+pub(crate) fn is_mutating(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}

@@ -1,0 +1,135 @@
+//! Which node serves a read, and which one next if that fails.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora_proxy::Session;
+use uuid::Uuid;
+
+use crate::catalog::Collection;
+use crate::cluster::{NodeIndex, Socket};
+use crate::config::Consistency;
+use crate::mirror::Core;
+
+/// Where a streamed request may go.
+#[derive(Debug, Clone)]
+pub enum Plan {
+    /// Any node that is up: no state is behind it.
+    AnyNode,
+    /// The first node that is up.
+    Lead,
+    /// A node that is in step with the collection; `span` is the collection's segment in the raw path.
+    Records {
+        collection: Arc<Collection>,
+        span: Range<usize>,
+    },
+}
+
+/// What Pingora carries along with a request.
+pub struct Ctx {
+    pub started: Duration,
+    pub label: &'static str,
+    pub plan: Plan,
+    pub node: Option<NodeIndex>,
+    pub reused: bool,
+    pub socket: Option<Arc<Socket>>,
+    /// Exchange this UUID for that one in the answer's body.
+    pub rewrite: Option<(Uuid, Uuid)>,
+    pub held: BytesMut,
+    pub failed_with: u16,
+    tried: Vec<NodeIndex>,
+    same_node_allowed: bool,
+}
+
+impl Ctx {
+    pub fn new(started: Duration) -> Self {
+        Self {
+            started,
+            label: "other",
+            plan: Plan::AnyNode,
+            node: None,
+            reused: false,
+            socket: None,
+            rewrite: None,
+            held: BytesMut::new(),
+            failed_with: 0,
+            tried: Vec::new(),
+            same_node_allowed: true,
+        }
+    }
+
+    /// Nodes that may serve this now and were not tried yet.
+    fn candidates(&self, core: &Core, consistency: Consistency) -> Vec<NodeIndex> {
+        let mut nodes: Vec<NodeIndex> = match &self.plan {
+            Plan::AnyNode => core.cluster.up().collect(),
+            Plan::Lead => core.cluster.up().take(1).collect(),
+            Plan::Records { collection, .. } => readable(core, collection, consistency),
+        };
+        nodes.retain(|node| !self.tried.contains(node));
+        if consistency == Consistency::Lead {
+            nodes.truncate(1);
+        }
+        nodes
+    }
+
+    /// Whether another node could be asked if this one's answer is not good enough.
+    pub fn has_alternative(&self, core: &Core, consistency: Consistency) -> bool {
+        !self.candidates(core, consistency).is_empty()
+    }
+
+    /// The node to try next. When none was tried and the only one that has everything is behind, waits for its drain.
+    pub async fn choose(&self, core: &Core, consistency: Consistency) -> Option<NodeIndex> {
+        let mut nodes = self.candidates(core, consistency);
+        if nodes.is_empty()
+            && let Plan::Records { collection, .. } = &self.plan
+        {
+            core.usable_or_drained(collection).await;
+            nodes = self.candidates(core, consistency);
+        }
+        core.cluster.choose(&nodes, core.env.random())
+    }
+
+    pub fn begin_attempt(&mut self, core: &Core, node: NodeIndex) {
+        core.cluster.node(node).read_started();
+        self.node = Some(node);
+        self.tried.push(node);
+    }
+
+    pub fn end_attempt(&mut self, core: &Core) {
+        if let Some(node) = self.node.take() {
+            let node = core.cluster.node(node);
+            node.read_ended();
+            if let Some(socket) = self.socket.take() {
+                node.forget_socket(&socket);
+            }
+        }
+        self.rewrite = None;
+        self.held.clear();
+    }
+
+    /// A pooled connection had died: its node deserves another try, once.
+    pub fn allow_same_node_once(&mut self) {
+        if std::mem::replace(&mut self.same_node_allowed, false) {
+            self.tried.pop();
+        }
+    }
+
+    /// Whether sending the request again changes nothing.
+    pub fn is_repeatable(&self, session: &Session) -> bool {
+        matches!(self.plan, Plan::Records { .. }) || !super::is_mutating(&session.req_header().method)
+    }
+}
+
+/// Nodes that may serve reads of a collection.
+pub fn readable(core: &Core, collection: &Collection, consistency: Consistency) -> Vec<NodeIndex> {
+    match consistency {
+        Consistency::Any => core
+            .cluster
+            .up()
+            .filter(|&node| collection.node_id(node).is_some())
+            .collect(),
+        Consistency::Session | Consistency::Lead => core.usable(collection),
+    }
+}
