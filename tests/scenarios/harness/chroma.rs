@@ -1,0 +1,125 @@
+//! One real Chroma server with a folder and a port of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::api::Api;
+use super::eventually;
+use super::process::{Process, free_port};
+
+/// A Chroma server. The port and the folder stay the same over restarts.
+pub struct ChromaNode {
+    pub name: String,
+    pub port: u16,
+    dir: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl ChromaNode {
+    /// Starts a server below `dir` and waits until it answers.
+    pub async fn start(dir: &Path, name: &str) -> ChromaNode {
+        let mut node = ChromaNode {
+            name: name.to_owned(),
+            port: free_port(),
+            dir: dir.join(format!("chroma-{name}")),
+            log: dir.join(format!("chroma-{name}.log")),
+            process: None,
+        };
+        node.restart().await;
+        node
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// A client of this node itself, which opens a connection for each request.
+    pub fn api(&self) -> Api {
+        Api::direct(&self.url())
+    }
+
+    /// Starts the server again on the same port and folder, and waits for its heartbeat.
+    pub async fn restart(&mut self) {
+        for attempt in 1..=5 {
+            self.kill9();
+            std::fs::create_dir_all(&self.dir).expect("a folder for the node");
+            let mut process = Process::spawn(command(&self.dir, self.port), &self.log, libc::SIGKILL).expect("chroma");
+            // Chroma ends with code 0 when its port is taken; a peer that is closing can hold it for a moment.
+            if self.answers(&mut process).await {
+                self.process = Some(process);
+                return;
+            }
+            println!("{}: start {attempt} on port {} ended early", self.name, self.port);
+        }
+        panic!("chroma {} does not start; see {}", self.name, self.log.display());
+    }
+
+    async fn answers(&self, process: &mut Process) -> bool {
+        let api = self.api();
+        eventually(Duration::from_secs(60), "chroma answers its heartbeat", || {
+            let ended = process.exited().is_some();
+            let api = &api;
+            async move {
+                if ended {
+                    return Ok(false);
+                }
+                match api.try_get("/api/v2/heartbeat").await {
+                    Ok(answer) if answer.status == 200 => Ok(true),
+                    other => Err(format!("{other:?}")),
+                }
+            }
+        })
+        .await
+    }
+
+    pub fn kill9(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill9();
+        }
+    }
+
+    pub fn sigstop(&mut self) {
+        self.process.as_mut().expect("a running node").signal(libc::SIGSTOP);
+    }
+
+    pub fn sigcont(&mut self) {
+        self.process.as_mut().expect("a running node").signal(libc::SIGCONT);
+    }
+
+    /// Removes everything the node stored. The node must be down.
+    pub fn wipe(&mut self) {
+        assert!(self.process.is_none(), "wipe a node that is down");
+        std::fs::remove_dir_all(&self.dir).expect("the node's folder");
+    }
+}
+
+/// `chroma run ...`. The launcher of the Python package imports for a second before it calls the server, so the
+/// server is called directly where that package is what we have.
+fn command(dir: &Path, port: u16) -> Command {
+    let launcher = std::env::var_os("DIPTYCH_TEST_CHROMA").map(PathBuf::from);
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
+    let mut command = match launcher {
+        Some(binary) => Command::new(binary),
+        None => {
+            let mut python = Command::new(venv.join("python3"));
+            python
+                .arg("-c")
+                .arg("import sys, chromadb_rust_bindings as b; b.cli(['chroma'] + sys.argv[1:])");
+            python
+        }
+    };
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().to_uppercase().starts_with("CHROMA_") {
+            command.env_remove(key);
+        }
+    }
+    command
+        .arg("run")
+        .arg("--path")
+        .arg(dir)
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.current_dir(dir);
+    command
+}

@@ -1,0 +1,17 @@
+//! End-to-end scenarios: the real binary before real Chroma servers, one `#[test]` for each promise.
+//!
+//! How to run and steer them: `tests/README.md`.
+#![allow(clippy::disallowed_methods, reason = "tests poll real servers in real time")]
+
+mod doubt;
+mod existing;
+mod harness;
+mod harness_works;
+mod identity;
+mod limits;
+mod mirror;
+mod namespace;
+mod outage;
+mod reads;
+mod restart;
+mod surfaces;
