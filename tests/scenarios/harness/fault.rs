@@ -19,7 +19,7 @@ use super::fault_http::{Message, read_body, read_head, read_response};
 use super::process::free_port;
 
 /// A request that arrived.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Seen {
     pub method: String,
     pub path: String,
@@ -44,6 +44,13 @@ impl Seen {
 
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text: String = String::from_utf8_lossy(&self.body).chars().take(500).collect();
+        write!(f, "{} {} {text}", self.method, self.path)
     }
 }
 

@@ -135,11 +135,16 @@ fn print_logs(dir: &Path) {
         let text = std::fs::read(&log).unwrap_or_default();
         let tail = &text[text.len().saturating_sub(TAIL)..];
         let text = String::from_utf8_lossy(tail);
-        // Chroma greets with a picture.
-        let lines: Vec<_> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty() && !line.contains("(((("))
-            .collect();
+        // Chroma logs every request in several lines, and greets with a picture: only what went wrong there.
+        let chroma = log
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("chroma-"));
+        let wrong = |line: &&str| {
+            ["ERROR", "WARN", "panic", "Error"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        let lines: Vec<&str> = text.lines().filter(|line| !chroma || wrong(line)).collect();
         println!("--- end of {}\n{}", log.display(), lines.join("\n"));
     }
 }
