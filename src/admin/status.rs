@@ -162,6 +162,6 @@ pub fn health(core: &Core) -> Answer {
 
 /// Ready: the log is ours and a node can serve.
 pub fn ready(core: &Core) -> Answer {
-    let ready = !core.log.is_fenced() && core.cluster.up().next().is_some();
+    let ready = !core.log.is_fenced() && core.serving.load(Ordering::SeqCst) && core.cluster.up().next().is_some();
     Answer::json(if ready { 200 } else { 503 }, json!({ "ready": ready }).to_string())
 }

@@ -1,5 +1,6 @@
 //! `diptych run`: the server around the plugin.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 use tokio::runtime::Runtime;
@@ -25,6 +27,11 @@ use crate::proxy::{self, Proxy};
 
 /// How long shutdown waits for writes that are under way, beyond Pingora's own grace period.
 const LAST_WAIT: Duration = Duration::from_secs(60);
+/// How often, and with which pause, we try to connect to our own listeners after the start.
+const LISTEN_TRIES: usize = 1000;
+const LISTEN_PAUSE: Duration = Duration::from_millis(10);
+/// How long clients wait at start for the first look at the nodes.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const JOURNAL_CHECK: Duration = Duration::from_secs(1);
 /// How often a journal that does not answer at start is tried again, a second apart.
 const JOURNAL_TRIES: usize = 30;
@@ -113,7 +120,13 @@ fn serve(mut config: Config) -> Result<(), String> {
         canary_timeout: config.writes.timeout.min(Duration::from_secs(60)),
     };
     server.add_service(health_service(cluster, env, thresholds));
-    server.add_service(background_service("core", Background { core: core.clone() }));
+    let background = server.add_service(background_service(
+        "core",
+        Background {
+            core: core.clone(),
+            listeners: config.listen.iter().map(|listen| listen.address).collect(),
+        },
+    ));
 
     let settings = proxy::Settings {
         consistency: config.reads.consistency,
@@ -127,7 +140,7 @@ fn serve(mut config: Config) -> Result<(), String> {
     for listen in &config.listen {
         service.add_tcp(&listen.address.to_string());
     }
-    server.add_service(service);
+    server.add_service(service).add_dependency(&background);
     if let Some(address) = config.admin.address {
         let mut port = Service::new("admin".to_owned(), AdminPort(admin));
         port.threads = Some(1);
@@ -203,11 +216,37 @@ async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Ar
 /// Drain, survey and the journal's health: started with the server, run on the core's runtime.
 struct Background {
     core: Arc<Core>,
+    listeners: Vec<SocketAddr>,
+}
+
+/// Tells [`Core::serving`] when clients can connect. Pingora does not say, and lives on without a listener when it
+/// cannot get one; so we try, and give up as a whole.
+async fn announce_listeners(core: Arc<Core>, listeners: Vec<SocketAddr>) {
+    for mut address in listeners {
+        if address.ip().is_unspecified() {
+            let loopback = if address.is_ipv4() {
+                IpAddr::from(Ipv4Addr::LOCALHOST)
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            };
+            address.set_ip(loopback);
+        }
+        let mut tries = 0;
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            tries += 1;
+            if tries == LISTEN_TRIES {
+                tracing::error!(%address, "The listener does not come up.");
+                std::process::exit(1);
+            }
+            core.env.sleep(LISTEN_PAUSE).await;
+        }
+    }
+    core.serving.store(true, Ordering::SeqCst);
 }
 
 #[async_trait]
 impl BackgroundService for Background {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    async fn start_with_ready_notifier(&self, mut shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         for node in 0..self.core.cluster.len() {
             self.core.env.spawn(Box::pin(drain_node(self.core.clone(), node)));
         }
@@ -228,6 +267,21 @@ impl BackgroundService for Background {
                 core.log.check().await;
             }
         }));
+        // Clients are let in when it is known which nodes are there: otherwise the first writes would be logged for a
+        // node that is merely not known yet.
+        let core = self.core.clone();
+        let mut changes = core.cluster.watch_changes();
+        let settled = async {
+            while !core.cluster.is_settled() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_LIMIT, settled).await;
+        ready.notify_ready();
+        self.core
+            .spawn_job(announce_listeners(self.core.clone(), self.listeners.clone()));
         let _ = shutdown.changed().await;
     }
 }

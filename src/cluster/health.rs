@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -193,6 +194,7 @@ impl Node {
             }
             Err(reason) => {
                 observed.passed_since_failure = 0;
+                observed.settled = true;
                 observed.last_error = Some(reason.clone());
                 false
             }
@@ -202,6 +204,7 @@ impl Node {
     fn observe_canary(&self, outcome: Result<(), String>) {
         let mut observed = self.observed.lock();
         observed.canary_running = false;
+        observed.settled = true;
         match outcome {
             Ok(()) => observed.canary_passed = observed.healthy && !observed.failed_passively,
             Err(reason) => observed.last_error = Some(reason),
@@ -226,6 +229,11 @@ impl Cluster {
             observed.last_error = Some(reason.to_owned());
         }
         self.conclude();
+    }
+
+    /// Whether every node was looked at since the start.
+    pub fn is_settled(&self) -> bool {
+        self.nodes().iter().all(|node| node.observed.lock().settled)
     }
 
     /// Draws the conclusions from what was observed; the only place where a node goes up or down.
@@ -255,7 +263,7 @@ impl Cluster {
                 );
             }
         }
-        if changed {
+        if changed || !self.announced_settled.swap(self.is_settled(), Ordering::SeqCst) {
             self.announce_change();
         }
     }

@@ -20,6 +20,7 @@ pub struct Cluster {
     /// came back in sync.
     changes: watch::Sender<u64>,
     concluding: parking_lot::Mutex<()>,
+    announced_settled: std::sync::atomic::AtomicBool,
 }
 
 impl Cluster {
@@ -28,6 +29,7 @@ impl Cluster {
             nodes: nodes.into_iter().map(Arc::new).collect(),
             changes: watch::Sender::new(0),
             concluding: parking_lot::Mutex::new(()),
+            announced_settled: std::sync::atomic::AtomicBool::new(false),
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Observed {
     /// A canary write returned since the node was last not healthy.
     pub canary_passed: bool,
     pub canary_running: bool,
+    /// It is known since the start whether this node is healthy.
+    pub settled: bool,
     pub last_error: Option<String>,
 }
 
@@ -47,6 +49,7 @@ impl Default for Observed {
             failed_passively: false,
             canary_passed: false,
             canary_running: false,
+            settled: false,
             last_error: None,
         }
     }

@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
@@ -167,8 +168,11 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
 }
 
 /// Applies what is left while nothing is added, and lets the node join.
+///
+/// Live writes wait meanwhile, so a node that does not answer within the grace period, or goes down, gives the lane
+/// back: its request becomes a straggler like any other.
 async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
-    let Some(_alone) = core.exclusive_of(scope).await else {
+    let Some(alone) = core.exclusive_of(scope).await else {
         return End::Pause;
     };
     loop {
@@ -191,8 +195,28 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             core.cluster.announce_change();
             return End::Done;
         }
-        if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
-            return end;
+        let (done, mut applied) = oneshot::channel();
+        let (job, its_scope) = (core.clone(), scope.clone());
+        core.spawn_job(async move {
+            let _ = done.send(apply_rows(&job, node, &its_scope, &rows).await);
+        });
+        let in_time = tokio::select! {
+            biased;
+            step = &mut applied => Some(step),
+            () = core.cluster.node(node).until_down() => None,
+            () = core.env.sleep(core.settings.mirror_grace) => None,
+        };
+        match in_time {
+            Some(Ok(Step::Applied)) => {}
+            Some(Ok(Step::Stop(end))) => return end,
+            Some(Err(_)) => return End::Pause,
+            None => {
+                pair.straggler_started();
+                drop(alone);
+                let _ = applied.await;
+                pair.straggler_ended();
+                return End::Pause;
+            }
         }
     }
 }

@@ -74,6 +74,11 @@ impl Answer {
         )
     }
 
+    /// 502: every node closed the connection, as Chroma does when a handler panics.
+    pub fn closed() -> Self {
+        Self::error(502, "BadGateway", "Every node closed the connection on this request.")
+    }
+
     /// 404 in Chroma's words for a UUID route.
     pub fn no_such_collection(id: impl std::fmt::Display) -> Self {
         Self::error(404, "NotFoundError", format!("Collection [{id}] does not exist."))
@@ -95,8 +100,14 @@ impl Answer {
     }
 }
 
+/// Chroma's errors carry one, and clients look for it.
+static TRACE_ID: header::HeaderName = header::HeaderName::from_static("chroma-trace-id");
+const NO_TRACE: HeaderValue = HeaderValue::from_static("00000000000000000000000000000000");
+
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
-        Self::json(refusal.status, refusal.body())
+        let mut answer = Self::json(refusal.status, refusal.body());
+        answer.headers.insert(TRACE_ID.clone(), NO_TRACE);
+        answer
     }
 }

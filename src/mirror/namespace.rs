@@ -260,9 +260,7 @@ impl Core {
             (_, Reply::Unavailable) => Answer::unavailable(format!("No node took the write. {}", describe(&answers))),
             (false, _) => Answer::unavailable("The log does not answer: the change could not be kept."),
             (true, Reply::Indefinite) => Answer::indefinite(),
-            (true, Reply::Closed) => {
-                Answer::error(502, "BadGateway", "Every node closed the connection on this request.")
-            }
+            (true, Reply::Closed) => Answer::closed(),
             (true, Reply::Of(lead)) => {
                 // Where one node says "already" and another did it now, it is done.
                 let node = (0..answers.len())

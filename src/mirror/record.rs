@@ -6,10 +6,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::cover::EntryInfo;
-use super::{Answer, Circumstances, Core, Ids, NodeAnswer, QueuedWrite, Reply, Scope, decide};
+use super::{Answer, Circumstances, Core, Ids, NodeAnswer, Outcome, QueuedWrite, Reply, Scope, decide};
 use crate::catalog::Collection;
 use crate::chroma::{DeleteBody, Op, deleted_body, node_path, parse_ids_answer, replace_uuid};
-use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError};
 use crate::env::BoxFuture;
 use crate::lane::Lane;
 
@@ -50,89 +50,101 @@ impl Core {
 
     /// Carries out one write; runs alone in the collection's lane.
     pub(super) async fn write_records(self: &Arc<Self>, collection: &Arc<Collection>, mut write: QueuedWrite) {
+        let answer = match self.carry_out(collection, &mut write).await {
+            Ok(answer) | Err(answer) => answer,
+        };
+        let _ = write.reply.send(answer);
+    }
+
+    /// The nodes to send to, once it is certain that what the others miss can be kept for them.
+    async fn ready_to_send(self: &Arc<Self>, collection: &Arc<Collection>) -> Result<Vec<NodeIndex>, Answer> {
         let usable = self.usable_stepping_aside(collection).await;
         if collection.is_deleted() {
-            let _ = write.reply.send(Answer::no_such_collection(collection.client_id));
-            return;
+            return Err(Answer::no_such_collection(collection.client_id));
         }
         if usable.is_empty() {
-            let _ = write
-                .reply
-                .send(Answer::unavailable("No node can serve this collection at the moment."));
-            return;
+            return Err(Answer::unavailable("No node can serve this collection at the moment."));
         }
         if usable.len() < self.cluster.len() && !self.log.is_available() {
             let reason = "A node is away and the log does not answer: the write could not be kept for it.";
-            let _ = write.reply.send(Answer::unavailable(reason));
-            return;
+            return Err(Answer::unavailable(reason));
         }
-        let mut resolved = None;
-        if let Some(filter) = write.filter.take() {
-            match self.resolve(collection, &usable, &filter).await {
-                Ok(ids) if ids.is_empty() => {
-                    let _ = write.reply.send(Answer::json(200, deleted_body(0)));
-                    return;
-                }
-                Ok(ids) => {
-                    write.body = DeleteBody::delete_ids_body(&ids);
-                    resolved = Some(ids.len());
-                    write.ids = ids;
-                }
-                Err(answer) => {
-                    let _ = write.reply.send(answer);
-                    return;
-                }
-            }
-        }
-        let lsn = self.log.next_lsn();
-        let jobs = (0..self.cluster.len())
-            .map(|node| {
-                usable
-                    .contains(&node)
-                    .then(|| self.record_job(collection, node, &write))
-            })
-            .collect();
+        Ok(usable)
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        collection: &Arc<Collection>,
+        write: &mut QueuedWrite,
+    ) -> Result<Answer, Answer> {
         let scope = Scope::Collection(collection.clone());
-        let (answers, stragglers) = self.fan_out(&scope, jobs).await;
-        let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
-        let decision = decide(
-            &outcomes,
-            Circumstances {
+        let mut resolved = None;
+        for last in [false, true] {
+            let usable = self.ready_to_send(collection).await?;
+            if let Some(filter) = write.filter.take() {
+                let ids = self.resolve(collection, &usable, &filter).await?;
+                if ids.is_empty() {
+                    return Ok(Answer::json(200, deleted_body(0)));
+                }
+                write.body = DeleteBody::delete_ids_body(&ids);
+                resolved = Some(ids.len());
+                write.ids = ids;
+            }
+            let lsn = self.log.next_lsn();
+            let job = |node| usable.contains(&node).then(|| self.record_job(collection, node, write));
+            let jobs = (0..self.cluster.len()).map(job).collect();
+            let (answers, stragglers) = self.fan_out(&scope, jobs).await;
+            let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
+            let circumstances = Circumstances {
                 refusal_has_effects: write.has_embeddings && !collection.dimension_known(),
                 closed_nodes_are_alive: self.closed_nodes_are_alive(&outcomes).await,
-            },
-        );
-        if write.has_embeddings && write.op != Op::Delete && outcomes.contains(&super::Outcome::Applied) {
-            collection.set_dimension_known();
-        }
-        let entry = EntryInfo {
-            lsn,
-            op: write.op.clone(),
-            body: write.body.clone(),
-            ids: Some(write.ids),
-        };
-        let covered = self.cover(&scope, &decision, &entry, vec![]).await;
-        if let Some(stragglers) = stragglers {
-            self.await_stragglers(&scope, stragglers, covered.rows);
-        }
-        let answer = match (covered.durable, decision.reply) {
-            (false, Reply::Unavailable) | (true, Reply::Unavailable) => {
-                Answer::unavailable(format!("No node took the write. {}", describe(&answers)))
+            };
+            let decision = decide(&outcomes, circumstances);
+            if write.has_embeddings && outcomes.contains(&Outcome::Applied) {
+                collection.set_dimension_known();
             }
-            (false, _) => Answer::unavailable("The log does not answer: what a node missed could not be kept."),
-            (true, Reply::Indefinite) => Answer::indefinite(),
-            (true, Reply::Closed) => {
-                Answer::error(502, "BadGateway", "Every node closed the connection on this request.")
+            let entry = EntryInfo {
+                lsn,
+                op: write.op.clone(),
+                body: write.body.clone(),
+                ids: Some(write.ids.clone()),
+            };
+            let covered = self.cover(&scope, &decision, &entry, vec![]).await;
+            if let Some(stragglers) = stragglers {
+                self.await_stragglers(&scope, stragglers, covered.rows);
             }
-            (true, Reply::Of(node)) => match (&answers[node].response, resolved) {
+            // Certain that no node has it: another one may be able to take it by now, drained from the log.
+            let untouched = answers.iter().all(|answer| answer.response.is_none());
+            if decision.reply == Reply::Unavailable && untouched && !last {
+                continue;
+            }
+            return Ok(self.conclude(collection, &answers, decision.reply, covered.durable, resolved));
+        }
+        Err(Answer::unavailable("No node took the write."))
+    }
+
+    /// What the client is told.
+    fn conclude(
+        &self,
+        collection: &Collection,
+        answers: &[NodeAnswer],
+        reply: Reply,
+        durable: bool,
+        resolved: Option<usize>,
+    ) -> Answer {
+        match reply {
+            Reply::Unavailable => Answer::unavailable(format!("No node took the write. {}", describe(answers))),
+            _ if !durable => Answer::unavailable("The log does not answer: what a node missed could not be kept."),
+            Reply::Indefinite => Answer::indefinite(),
+            Reply::Closed => Answer::closed(),
+            Reply::Of(node) => match (&answers[node].response, resolved) {
                 (Some(response), Some(count)) if response.is_success() => {
                     Answer::of_node(response, deleted_body(count))
                 }
                 (Some(response), _) => self.translated(collection, node, response),
                 (None, _) => Answer::error(500, "InternalError", "A node's answer was lost."),
             },
-        };
-        let _ = write.reply.send(answer);
+        }
     }
 
     /// [`Core::usable_or_drained`] for the worker, which has to hand the lane over meanwhile: the drain needs it.
@@ -208,9 +220,16 @@ impl Core {
         Err(last)
     }
 
-    /// A read by the core itself: its answer, unless the node fails, goes down or takes too long.
+    /// A read by the core itself: its answer, unless the node fails, goes down or takes too long. A connection that
+    /// breaks is tried once more: it may have been a pooled one of a node that was restarted, and if the node is gone
+    /// the second try says so.
     pub async fn bounded_read(self: &Arc<Self>, node: NodeIndex, request: NodeRequest) -> Option<NodeResponse> {
-        let send = self.send(node, request);
+        let send = async {
+            match self.send(node, request.clone()).await {
+                Err(SendError::Broken(_)) => self.send(node, request).await,
+                outcome => outcome,
+            }
+        };
         tokio::pin!(send);
         tokio::select! {
             biased;

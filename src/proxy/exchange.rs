@@ -15,6 +15,10 @@ use crate::mirror::Answer;
 /// How long a body waits for its share of memory.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 
+/// How much more than the limit is read of a body that is refused, and for how long.
+const UNREAD_LIMIT: usize = 64 << 20;
+const UNREAD_WAIT: Duration = Duration::from_secs(10);
+
 /// A body, with its share of the memory for bodies.
 pub struct Body {
     pub bytes: Bytes,
@@ -54,8 +58,7 @@ pub async fn read_body(
 ) -> Result<std::result::Result<Body, Answer>> {
     let announced = content_length(session);
     if announced.is_some_and(|length| length > limit) {
-        session.set_keepalive(None);
-        return Ok(Err(too_large(limit)));
+        return Ok(Err(too_large(session, limit).await));
     }
     let mut permits = Vec::new();
     if let Some(length) = announced {
@@ -79,8 +82,8 @@ pub async fn read_body(
     let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(limit));
     while let Some(piece) = session.read_request_body().await.map_err(|error| error.into_down())? {
         if body.len() + piece.len() > limit {
-            session.set_keepalive(None);
-            return Ok(Err(too_large(limit)));
+            drop(body);
+            return Ok(Err(too_large(session, limit).await));
         }
         if announced.is_none() {
             match reserve(memory, piece.len()).await {
@@ -107,7 +110,20 @@ fn no_memory(session: &mut Session) -> Answer {
     Answer::unavailable("Too many bytes of request bodies are in flight.")
 }
 
-fn too_large(limit: usize) -> Answer {
+/// Refuses a body. What is still on its way is read and forgotten, within bounds, because a connection closed on unread
+/// bytes is reset and takes the answer with it.
+async fn too_large(session: &mut Session, limit: usize) -> Answer {
+    session.set_keepalive(None);
+    let rest = async {
+        let mut left = limit.saturating_add(UNREAD_LIMIT);
+        while let Ok(Some(piece)) = session.read_request_body().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(UNREAD_WAIT, rest).await;
     Answer::error(
         413,
         "ChromaError",

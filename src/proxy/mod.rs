@@ -108,8 +108,8 @@ impl Proxy {
         })
     }
 
-    /// Decides what to do with a request: stream it (`None`) or answer it here.
-    async fn route(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Option<Answer>> {
+    /// Decides what to do with a request: stream it or answer it here.
+    async fn route(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next> {
         let header = session.req_header();
         let method = header.method.clone();
         let raw = String::from_utf8_lossy(header.raw_path()).into_owned();
@@ -121,30 +121,33 @@ impl Proxy {
             && let Some(answer) = self.admin.public(&method, path, query).await
         {
             ctx.label = "status";
-            return Ok(Some(answer));
+            return Ok(Next::Answer(answer));
         }
         let route = classify(&method, path);
         ctx.label = route.label();
         if route.tenant() == Some(OWN_TENANT) {
-            return Ok(Some(Answer::error(404, "NotFoundError", "Not found")));
+            return Ok(Next::Answer(Answer::error(404, "NotFoundError", "Not found")));
         }
         match route {
             Route::Server => {
                 ctx.plan = Plan::AnyNode;
-                Ok(None)
+                Ok(Next::Stream)
             }
             Route::OtherRead { .. } | Route::CrnLookup | Route::Outside { .. } => {
                 ctx.plan = Plan::Lead;
-                Ok(None)
+                Ok(Next::Stream)
             }
             Route::RecordRead { target, .. } => match self.plan_read(&target).await? {
-                Err(answer) => Ok(Some(answer)),
+                Err(answer) => Ok(Next::Answer(answer)),
                 Ok(plan) => {
                     ctx.plan = plan;
                     if exchange::body_may_exceed(session, RETRYABLE_BODY) {
-                        return self.serve_large(session, ctx, &raw).await;
+                        return Ok(self
+                            .serve_large(session, ctx, &raw)
+                            .await?
+                            .map_or(Next::Answered, Next::Answer));
                     }
-                    Ok(None)
+                    Ok(Next::Stream)
                 }
             },
             Route::Tenant { .. }
@@ -157,19 +160,28 @@ impl Proxy {
                 let (core, raw) = (self.core.clone(), raw.clone());
                 self.on_core(async move { lookups::answer(&core, route, &raw).await })
                     .await
-                    .map(Some)
+                    .map(Next::Answer)
             }
             write => {
                 let body = match exchange::read_body(session, self.settings.max_body, &self.bytes).await? {
                     Ok(body) => body,
-                    Err(answer) => return Ok(Some(answer)),
+                    Err(answer) => return Ok(Next::Answer(answer)),
                 };
                 let (core, raw) = (self.core.clone(), raw.clone());
                 let work = async move { writes::answer(&core, write, &method, &raw, body.bytes).await };
-                self.on_core(work).await.map(Some)
+                self.on_core(work).await.map(Next::Answer)
             }
         }
     }
+}
+
+/// How a request goes on.
+enum Next {
+    /// Through Pingora to a node.
+    Stream,
+    Answer(Answer),
+    /// The answer has been written.
+    Answered,
 }
 
 #[async_trait]
@@ -185,8 +197,9 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         match self.route(session, ctx).await? {
-            None => Ok(false),
-            Some(answer) => {
+            Next::Stream => Ok(false),
+            Next::Answered => Ok(true),
+            Next::Answer(answer) => {
                 exchange::write_answer(session, answer).await?;
                 Ok(true)
             }

@@ -89,7 +89,13 @@ impl From<Refusal> for ParseProblem {
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ParseProblem> {
     let text = std::str::from_utf8(body).map_err(|_| Refusal::invalid("The request body is not valid UTF-8"))?;
     if text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('[') {
-        return Err(Refusal::invalid("The request body has to be a JSON object, not an array").into());
+        let message = "Failed to deserialize the JSON body into the target type: an object is expected, not an array";
+        return Err(Refusal {
+            status: 422,
+            error: "ChromaError",
+            message: message.to_owned(),
+        }
+        .into());
     }
     serde_json::from_str(text).map_err(|_| ParseProblem::Malformed)
 }

@@ -318,7 +318,7 @@ mod tests {
             ),
             (
                 r#"[["a"],[[1,2]],null,null,[{"chroma:document":1}]]"#,
-                400,
+                422,
                 "not an array",
             ),
         ] {
