@@ -21,6 +21,9 @@ type Sighting = Option<Option<CollectionObject>>;
 
 const PAGE: usize = 1000;
 
+/// In how many databases beside the one in its path an unknown UUID is looked for.
+const OTHER_PLACES: usize = 32;
+
 impl Core {
     /// The collection that a UUID in a path means: the client's id or any node's own.
     ///
@@ -38,7 +41,11 @@ impl Core {
         // Record routes ignore tenant and database (chroma-facts.md 2): the collection may live in another one.
         let mut places = vec![(tenant.to_owned(), database.to_owned())];
         let others = self.catalog.known_databases().into_iter();
-        places.extend(others.filter(|(t, d)| t.as_str() != tenant || d.as_str() != database));
+        places.extend(
+            others
+                .filter(|(t, d)| t.as_str() != tenant || d.as_str() != database)
+                .take(OTHER_PLACES),
+        );
         let mut answered = false;
         for (tenant, database) in places {
             for node in self.namespace_nodes() {
