@@ -21,10 +21,15 @@ impl ServeHttp for AdminPort {
             None => (raw.as_str(), None),
         };
         let answer = self.0.private(&method, path, query).await;
-        let mut response = Response::new(answer.body.to_vec());
+        let length = http::HeaderValue::from(answer.body.len());
+        let body = if method == http::Method::HEAD {
+            Vec::new()
+        } else {
+            answer.body.to_vec()
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::OK);
         *response.headers_mut() = answer.headers;
-        let length = http::HeaderValue::from(response.body().len());
         response.headers_mut().insert(http::header::CONTENT_LENGTH, length);
         response
     }

@@ -2,162 +2,167 @@
 
 use std::sync::atomic::Ordering;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
+use super::state::{NodeState, OpenLane, gather, is_replaying};
 use crate::cluster::NodeIndex;
-use crate::mirror::{Answer, Core, Scope};
+use crate::journal::RepairRow;
+use crate::mirror::{Answer, Core};
 
 const SERVICE: &str = "Diptych: ChromaDB Load Balancer with Write-Ahead Log";
+/// How many lanes or rows a list in `/status` shows; how many there are is beside it.
+const SHOWN: usize = 20;
 
-/// What waits for one node.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Waiting {
-    pub rows: u64,
-    pub bytes: u64,
-    pub parked: u64,
-    pub lanes: u64,
-    pub oldest: Option<i64>,
+pub fn time(at: DateTime<Utc>) -> Value {
+    Value::String(at.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
-/// Sums over the lanes where the node is behind.
-pub fn waiting(core: &Core, node: NodeIndex) -> Waiting {
-    let keys: Vec<_> = core
-        .behind
-        .lock()
-        .range((node, None)..(node + 1, None))
-        .map(|(_, key)| *key)
-        .collect();
-    let mut sum = Waiting::default();
-    for key in keys {
-        let scope = match key {
-            None => Scope::Namespace,
-            Some(generation) => match core.catalog.by_generation(generation) {
-                Some(collection) => Scope::Collection(collection),
-                None => continue,
-            },
-        };
-        let pair = &scope.pairs(core)[node];
-        if pair.pending() == 0 {
-            continue;
-        }
-        sum.rows += pair.pending();
-        sum.bytes += pair.pending_bytes();
-        sum.parked += pair.parked();
-        sum.lanes += 1;
-        sum.oldest = match (sum.oldest, pair.oldest()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-    }
-    sum
+fn micros(at: Option<i64>) -> Value {
+    at.and_then(DateTime::from_timestamp_micros).map_or(Value::Null, time)
 }
 
-/// Requests that the node has not answered though their clients were.
-fn stragglers(core: &Core, node: NodeIndex) -> u64 {
-    let collections: u64 = core
-        .catalog
-        .all()
-        .iter()
-        .map(|collection| collection.pairs[node].stragglers())
-        .sum();
-    collections + core.namespace.pairs[node].stragglers()
-}
-
-fn time(micros: Option<i64>) -> Value {
-    micros
-        .and_then(DateTime::from_timestamp_micros)
-        .map_or(Value::Null, |at| {
-            Value::String(at.to_rfc3339_opts(SecondsFormat::Millis, true))
-        })
-}
-
-fn instance(core: &Core, node: NodeIndex) -> Value {
-    let waiting = waiting(core, node);
+fn instance(core: &Core, node: NodeIndex, state: &NodeState) -> Value {
     let this = core.cluster.node(node);
-    let repairs = core.repairs.lock().iter().filter(|row| row.node == this.name).count();
-    let stragglers = stragglers(core, node);
+    let out = state.lanes.iter().filter(|lane| lane.generation.is_some()).count();
     json!({
         "name": this.name,
         "url": format!("http://{}", this.authority),
         "healthy": this.is_healthy(),
         "up": this.is_up(),
-        "in_sync": waiting.rows == 0 && repairs == 0 && stragglers == 0,
-        "pending_writes": waiting.rows,
-        "pending_bytes": waiting.bytes,
-        "oldest_pending": time(waiting.oldest),
-        "parked": waiting.parked,
-        "repairs": repairs,
-        "stragglers": stragglers,
+        "in_sync": state.in_sync(),
+        "pending_writes": state.rows,
+        "pending_bytes": state.bytes,
+        "oldest_pending": micros(state.oldest),
+        "parked": state.parked,
+        "repairs": state.repairs,
+        "stragglers": state.stragglers,
+        "collections_not_in_sync": out,
+        "namespace_in_sync": core.namespace.pairs[node].in_sync(),
         "reads_in_flight": this.reads_in_flight(),
         "ejections": this.ejections(),
         "last_error": this.last_error(),
     })
 }
 
-fn log(core: &Core) -> Value {
-    let all: Vec<Waiting> = (0..core.cluster.len()).map(|node| waiting(core, node)).collect();
-    let pending: u64 = all.iter().map(|waiting| waiting.rows).sum();
-    let replaying = (0..core.cluster.len()).any(|node| all[node].rows > 0 && core.cluster.node(node).is_up());
+fn log(core: &Core, states: &[NodeState]) -> Value {
     json!({
-        "pending_writes": pending,
-        "pending_bytes": all.iter().map(|waiting| waiting.bytes).sum::<u64>(),
-        "is_replaying": replaying,
+        "pending_writes": states.iter().map(|state| state.rows).sum::<u64>(),
+        "pending_bytes": states.iter().map(|state| state.bytes).sum::<u64>(),
+        "is_replaying": is_replaying(core, states),
         "total_replayed": core.counters.replayed.load(Ordering::Relaxed),
         "failed_replays": core.counters.failed_replays.load(Ordering::Relaxed),
-        "oldest_pending": time(all.iter().filter_map(|waiting| waiting.oldest).min()),
-        "parked": all.iter().map(|waiting| waiting.parked).sum::<u64>(),
+        "oldest_pending": micros(states.iter().filter_map(|state| state.oldest).min()),
+        "parked": states.iter().map(|state| state.parked).sum::<u64>(),
         "available": core.log.is_available(),
         "journal": core.log.journal().describe(),
     })
 }
 
+/// A collection for people: its name and the id that clients see; the namespace is null.
+pub fn collection(core: &Core, generation: Option<i64>) -> Value {
+    let Some(collection) = generation.and_then(|generation| core.catalog.by_generation(generation)) else {
+        return Value::Null;
+    };
+    let facts = collection.facts();
+    json!({
+        "tenant": facts.tenant,
+        "database": facts.database,
+        "name": facts.name,
+        "id": collection.client_id,
+        "deleted": facts.deleted,
+    })
+}
+
+fn lane(core: &Core, node: NodeIndex, lane: &OpenLane) -> Value {
+    json!({
+        "node": core.cluster.node(node).name,
+        "scope": if lane.generation.is_some() { "collection" } else { "namespace" },
+        "collection": collection(core, lane.generation),
+        "reason": lane.reason(),
+        "pending_writes": lane.rows,
+        "parked": lane.parked,
+        "repairs": lane.repairs,
+        "oldest_pending": micros(lane.oldest),
+    })
+}
+
+fn repair(core: &Core, row: &RepairRow) -> Value {
+    json!({
+        "node": row.node,
+        "scope": if row.generation.is_some() { "collection" } else { "namespace" },
+        "collection": collection(core, row.generation),
+        "generation": row.generation,
+        "reason": row.reason,
+        "source": row.source,
+        "records": row.ids.as_ref().map(Vec::len),
+        "since": time(row.created_at),
+    })
+}
+
+fn healthy(core: &Core) -> usize {
+    core.cluster.nodes().iter().filter(|node| node.is_healthy()).count()
+}
+
 pub fn status(core: &Core) -> Value {
-    let instances: Vec<Value> = (0..core.cluster.len()).map(|node| instance(core, node)).collect();
-    let healthy = core.cluster.nodes().iter().filter(|node| node.is_healthy()).count();
-    let repairs: Vec<Value> = core.repairs.lock().iter().take(20).map(|row| {
-        json!({"node": row.node, "generation": row.generation, "reason": row.reason, "source": row.source,
-               "records": row.ids.as_ref().map(Vec::len), "since": row.created_at.to_rfc3339_opts(SecondsFormat::Millis, true)})
-    }).collect();
-    let log = log(core);
+    let states = gather(core);
+    let instances = states.iter().enumerate();
+    let instances: Vec<Value> = instances.map(|(node, state)| instance(core, node, state)).collect();
+    let open = || {
+        let nodes = states.iter().enumerate();
+        nodes.flat_map(|(node, state)| state.lanes.iter().map(move |lane| (node, lane)))
+    };
+    let lanes: Vec<Value> = open().take(SHOWN).map(|(node, open)| lane(core, node, open)).collect();
+    let rows: Vec<RepairRow> = core.repairs.lock().iter().take(SHOWN).cloned().collect();
+    let repairs: Vec<Value> = rows.iter().map(|row| repair(core, row)).collect();
+    let log = log(core, &states);
     json!({
         "service": SERVICE,
         "version": env!("CARGO_PKG_VERSION"),
         "leader": !core.log.is_fenced(),
         "term": core.log.term(),
-        "healthy_instances": healthy,
+        "healthy_instances": healthy(core),
         "total_instances": core.cluster.len(),
         "instances": instances,
         "write_ahead_log": log,
         "wal": log,
+        "not_in_sync": lanes,
+        "total_not_in_sync": open().count(),
         "repairs": repairs,
+        "total_repairs": states.iter().map(|state| state.repairs).sum::<u64>(),
     })
 }
 
 pub fn wal_status(core: &Core) -> Value {
-    let mut system = log(core);
-    let nodes: Vec<Value> = (0..core.cluster.len()).map(|node| instance(core, node)).collect();
+    let states = gather(core);
+    let mut system = log(core, &states);
+    let nodes = states.iter().enumerate();
+    let nodes: Vec<Value> = nodes.map(|(node, state)| instance(core, node, state)).collect();
     system["nodes"] = Value::Array(nodes);
     json!({ "wal_system": system })
 }
 
+/// 200 while a node can serve, for load balancers; the word says how well.
 pub fn health(core: &Core) -> Answer {
     let total = core.cluster.len();
-    let healthy = core.cluster.nodes().iter().filter(|node| node.is_healthy()).count();
-    let in_sync = (0..total).all(|node| instance(core, node)["in_sync"] == Value::Bool(true));
-    let pending: u64 = (0..total).map(|node| waiting(core, node).rows).sum();
-    let status = match healthy {
-        0 => "unavailable",
-        count if count == total && in_sync => "healthy",
-        _ => "degraded",
-    };
+    let healthy = healthy(core);
+    let states = gather(core);
+    let whole = healthy == total && core.log.is_available() && states.iter().all(NodeState::in_sync);
     let body = json!({
-        "status": status,
+        "status": word(healthy, whole),
         "healthy_instances": format!("{healthy}/{total}"),
         "service": SERVICE,
-        "pending_writes": pending,
+        "pending_writes": states.iter().map(|state| state.rows).sum::<u64>(),
     });
     Answer::json(if healthy == 0 { 503 } else { 200 }, body.to_string())
+}
+
+fn word(healthy: usize, whole: bool) -> &'static str {
+    match (healthy, whole) {
+        (0, _) => "unavailable",
+        (_, true) => "healthy",
+        (_, false) => "degraded",
+    }
 }
 
 /// Ready: the log is ours and a node can serve.

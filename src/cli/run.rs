@@ -15,13 +15,12 @@ use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 use tokio::runtime::Runtime;
 
-use crate::admin::{Admin, AdminPort};
+use crate::admin::{self, Admin, AdminPort};
 use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::{Config, LogFormat, Severity};
 use crate::drain::drain_node;
 use crate::env::{SharedEnv, TokioEnv};
 use crate::journal::{self, Log};
-use crate::metrics::Metrics;
 use crate::mirror::{Core, Settings};
 use crate::proxy::{self, Proxy};
 
@@ -108,7 +107,7 @@ fn serve(mut config: Config) -> Result<(), String> {
         .map_err(|error| format!("Cannot start the runtime: {error}."))?;
     let (core, cluster, env) = runtime.block_on(build_core(&config, &runtime))?;
     let registry = prometheus::default_registry().clone();
-    let metrics = Arc::new(Metrics::new(&registry).map_err(|error| error.to_string())?);
+    let metrics = Arc::new(admin::register(&registry, &core).map_err(|error| error.to_string())?);
     let admin = Arc::new(Admin::new(core.clone(), registry));
 
     let health = &config.health;

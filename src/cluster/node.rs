@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::client::NodeClient;
+use crate::metrics::NodeMetrics;
 
 /// Position of a node in the configuration: 0 is the primary.
 pub type NodeIndex = usize;
@@ -63,12 +64,14 @@ pub struct Node {
     pub authority: String,
     pub read_weight: u32,
     pub client: Arc<dyn NodeClient>,
+    pub metrics: NodeMetrics,
     pub(super) observed: Mutex<Observed>,
     pub(super) canary_collection: Mutex<Option<Uuid>>,
     up: watch::Sender<bool>,
     address: ArcSwapOption<SocketAddr>,
     reads: AtomicUsize,
     ejections: AtomicU64,
+    stragglers: AtomicU64,
     sockets: Mutex<Vec<Arc<Socket>>>,
 }
 
@@ -86,9 +89,11 @@ impl Node {
         read_weight: u32,
         client: Arc<dyn NodeClient>,
     ) -> Self {
+        let name = name.into();
         Self {
             index,
-            name: name.into(),
+            metrics: NodeMetrics::new(&name),
+            name,
             authority: authority.into(),
             read_weight,
             client,
@@ -98,6 +103,7 @@ impl Node {
             address: ArcSwapOption::empty(),
             reads: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
+            stragglers: AtomicU64::new(0),
             sockets: Mutex::default(),
         }
     }
@@ -126,6 +132,19 @@ impl Node {
     /// How often it went from up to down.
     pub fn ejections(&self) -> u64 {
         self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Requests that it has not answered though their clients were; the sum over its lanes.
+    pub fn stragglers(&self) -> u64 {
+        self.stragglers.load(Ordering::SeqCst)
+    }
+
+    pub fn straggler_started(&self) {
+        self.stragglers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn straggler_ended(&self) {
+        self.stragglers.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Why the last probe or connection failed.

@@ -138,7 +138,7 @@ fn work(core: &Core, node: NodeIndex) -> Vec<(Key, Scope)> {
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
     let mut rounds = 0;
-    while core.cluster.node(node).is_up() {
+    while core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) {
         let pair = &scope.pairs(core)[node];
         if !pair.drainable() {
             return End::Done;
@@ -212,9 +212,11 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             Some(Err(_)) => return End::Pause,
             None => {
                 pair.straggler_started();
+                core.cluster.node(node).straggler_started();
                 drop(alone);
                 let _ = applied.await;
                 pair.straggler_ended();
+                core.cluster.node(node).straggler_ended();
                 return End::Pause;
             }
         }

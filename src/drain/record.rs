@@ -32,7 +32,10 @@ pub(super) async fn apply(
         .send_judged(node, &first.op, NodeRequest::post(path, batch.body), ids)
         .await;
     match answer.outcome {
-        Outcome::Applied => finish(core, node, &scope, rows, vec![]).await,
+        Outcome::Applied => {
+            crate::metrics::drained_batch(rows.len());
+            finish(core, node, &scope, rows, vec![]).await
+        }
         _ if collection.is_deleted() => finish(core, node, &scope, rows, vec![]).await,
         Outcome::Refused { .. } if rows.len() > 1 => {
             for (position, row) in rows.iter().enumerate() {

@@ -69,7 +69,9 @@ impl Log {
         let mut left = IMMEDIATE_RETRIES;
         let mut uncertain = false;
         loop {
+            let started = self.env.now();
             let outcome = self.journal.commit(self.term, commit).await;
+            crate::metrics::journal_append(outcome.is_ok(), self.env.now().saturating_sub(started));
             match outcome {
                 Ok(()) => {
                     self.available.store(true, Ordering::SeqCst);

@@ -113,9 +113,10 @@ impl Core {
             return Err(Answer::unavailable("No node could be asked for this collection."));
         }
         if sightings.iter().flatten().all(Option::is_none) {
-            // One that is up and gave no answer may have it: then its absence cannot be told.
-            let told = |node: NodeIndex| sightings[node].is_some() || !self.cluster.node(node).is_up();
-            return match asked.iter().all(|&node| told(node)) {
+            // One that gave no answer may have it: then its absence cannot be told. One that is down by now is like one
+            // that was down before.
+            let told = |&node: &NodeIndex| sightings[node].is_some() || !self.cluster.node(node).is_up();
+            return match asked.iter().all(told) {
                 true => Ok(None),
                 false => Err(Answer::unavailable("A node could not be asked for this collection.")),
             };

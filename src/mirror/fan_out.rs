@@ -57,6 +57,7 @@ impl Core {
         jobs: Vec<Option<BoxFuture<NodeAnswer>>>,
     ) -> (Vec<NodeAnswer>, Option<Stragglers>) {
         let count = jobs.len();
+        let asked: Vec<bool> = jobs.iter().map(Option::is_some).collect();
         let (sender, mut answers) = mpsc::channel(count.max(1));
         let mut results: Vec<Option<NodeAnswer>> = Vec::with_capacity(count);
         for (node, job) in jobs.into_iter().enumerate() {
@@ -103,7 +104,10 @@ impl Core {
                 if result.outcome == Outcome::Unknown(Doubt::Silent) {
                     silent.push(node);
                     scope.pairs(self)[node].straggler_started();
+                    self.cluster.node(node).straggler_started();
                 }
+                let outcome = asked[node].then_some(&result.outcome);
+                self.cluster.node(node).metrics.mirrored(outcome);
                 result
             })
             .collect();
@@ -153,7 +157,11 @@ impl Core {
     }
 
     async fn send_once(&self, node: NodeIndex, op: &Op, request: NodeRequest, ids: Ids) -> Result<NodeAnswer, Locked> {
-        let response = match self.send(node, request).await {
+        let sent = self.env.now();
+        let answer = self.send(node, request).await;
+        let took = self.env.now().saturating_sub(sent);
+        self.cluster.node(node).metrics.upstream(op.label(), took);
+        let response = match answer {
             Ok(response) => response,
             Err(SendError::NotSent(_)) => {
                 return Ok(NodeAnswer {

@@ -25,6 +25,7 @@ impl Core {
             // A job that ended without an answer: its connection is gone; the drain begins with a canary.
             for node in stragglers.nodes {
                 scope.pairs(&core)[node].straggler_ended();
+                core.cluster.node(node).straggler_ended();
             }
             core.cluster.announce_change();
         }));
@@ -44,6 +45,7 @@ impl Core {
             pair.remove_pending(1, row.bytes, None);
         }
         pair.straggler_ended();
+        self.cluster.node(node).straggler_ended();
         self.cluster.announce_change();
     }
 }

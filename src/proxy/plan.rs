@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::catalog::Collection;
 use crate::cluster::{NodeIndex, Socket};
 use crate::config::Consistency;
+use crate::metrics::InFlight;
 use crate::mirror::Core;
 
 /// Where a streamed request may go.
@@ -41,10 +42,12 @@ pub struct Ctx {
     pub failed_with: u16,
     tried: Vec<NodeIndex>,
     same_node_allowed: bool,
+    attempt_started: Duration,
+    _in_flight: InFlight,
 }
 
 impl Ctx {
-    pub fn new(started: Duration) -> Self {
+    pub fn new(started: Duration, in_flight: InFlight) -> Self {
         Self {
             started,
             label: "other",
@@ -57,6 +60,8 @@ impl Ctx {
             failed_with: 0,
             tried: Vec::new(),
             same_node_allowed: true,
+            attempt_started: started,
+            _in_flight: in_flight,
         }
     }
 
@@ -93,6 +98,7 @@ impl Ctx {
 
     pub fn begin_attempt(&mut self, core: &Core, node: NodeIndex) {
         core.cluster.node(node).read_started();
+        self.attempt_started = core.env.now();
         self.node = Some(node);
         self.tried.push(node);
     }
@@ -101,6 +107,8 @@ impl Ctx {
         if let Some(node) = self.node.take() {
             let node = core.cluster.node(node);
             node.read_ended();
+            let took = core.env.now().saturating_sub(self.attempt_started);
+            node.metrics.upstream(self.label, took);
             if let Some(socket) = self.socket.take() {
                 node.forget_socket(&socket);
             }

@@ -1,0 +1,134 @@
+//! Read-only routes for tools made for the system that Diptych replaces (design.md 10).
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::state::gather;
+use super::status::{collection, time};
+use crate::catalog::Collection;
+use crate::chroma::Refusal;
+use crate::journal::PayloadRow;
+use crate::mirror::{Answer, Core};
+
+/// How many parked entries `/admin/wal_errors` shows.
+const SHOWN: usize = 100;
+
+/// A part of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    offset: usize,
+    limit: usize,
+}
+
+impl Part {
+    /// From `limit` and `offset` in a query; without them, everything.
+    fn of(query: Option<&str>) -> Result<Self, Refusal> {
+        let mut part = Self {
+            offset: 0,
+            limit: usize::MAX,
+        };
+        for (key, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            let field = match key.as_ref() {
+                "limit" => &mut part.limit,
+                "offset" => &mut part.offset,
+                _ => continue,
+            };
+            *field = value
+                .parse()
+                .map_err(|_| Refusal::invalid(format!("{key}: `{value}` is not a whole number")))?;
+        }
+        Ok(part)
+    }
+}
+
+/// Which UUID each collection has on each node, newest first.
+pub fn mappings(core: &Core, query: Option<&str>) -> Answer {
+    let part = match Part::of(query) {
+        Ok(part) => part,
+        Err(refusal) => return refusal.into(),
+    };
+    let mut living = core.catalog.all();
+    living.retain(|collection| !collection.is_deleted());
+    let shown = living.iter().rev().skip(part.offset).take(part.limit);
+    let mappings: Vec<Value> = shown.map(|collection| mapping(collection)).collect();
+    let body = json!({ "collection_mappings": mappings, "total_mappings": living.len() });
+    Answer::json(200, body.to_string())
+}
+
+fn mapping(collection: &Collection) -> Value {
+    let facts = collection.facts();
+    let id = |node: usize| -> Option<Uuid> { facts.node_ids.get(node).copied().flatten() };
+    let complete = facts.node_ids.iter().all(Option::is_some);
+    json!({
+        "collection_name": facts.name,
+        "primary_collection_id": id(0),
+        "replica_collection_id": id(1),
+        "primary_uuid": id(0),
+        "replica_uuid": id(1),
+        "status": if complete { "complete" } else { "partial" },
+        "tenant": facts.tenant,
+        "database": facts.database,
+        "collection_id": collection.client_id,
+        "created_at": time(collection.created_at),
+        "updated_at": time(facts.updated_at),
+    })
+}
+
+pub fn wal_count(core: &Core) -> Answer {
+    let pending: u64 = gather(core).iter().map(|state| state.rows).sum();
+    let body = json!({ "pending_writes": pending, "wal_system_ready": core.log.is_available() });
+    Answer::json(200, body.to_string())
+}
+
+/// Entries that were given up on until someone decides.
+pub async fn wal_errors(core: &Arc<Core>) -> Answer {
+    let (done, rows) = tokio::sync::oneshot::channel();
+    let asking = core.clone();
+    // On the core's runtime: the journal's connections live there.
+    core.env.spawn(Box::pin(async move {
+        let _ = done.send(asking.log.journal().parked(SHOWN).await);
+    }));
+    let Ok(Ok(rows)) = rows.await else {
+        return Answer::unavailable("The log does not answer.");
+    };
+    let total: u64 = gather(core).iter().map(|state| state.parked).sum();
+    let errors: Vec<Value> = rows.iter().map(|row| parked(core, row)).collect();
+    let count = total.max(errors.len() as u64);
+    let body = json!({ "recent_errors": errors, "error_count": count });
+    Answer::json(200, body.to_string())
+}
+
+fn parked(core: &Core, row: &PayloadRow) -> Value {
+    json!({
+        "id": row.id,
+        "node": row.node,
+        "lsn": row.lsn,
+        "operation": row.op.label(),
+        "collection": collection(core, row.generation),
+        "error": row.parked,
+        "attempts": row.attempts,
+        "bytes": row.body.len(),
+        "created_at": time(row.created_at),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_everything_unless_told() {
+        let part = |query| Part::of(query).map_err(|refusal| refusal.status);
+        let all = Part {
+            offset: 0,
+            limit: usize::MAX,
+        };
+        assert_eq!(part(None), Ok(all));
+        assert_eq!(part(Some("")), Ok(all));
+        assert_eq!(part(Some("offset=3&limit=2&x=y")), Ok(Part { offset: 3, limit: 2 }));
+        assert_eq!(part(Some("limit=-1")), Err(400));
+        assert_eq!(part(Some("limit=two")), Err(400));
+    }
+}
