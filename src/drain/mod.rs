@@ -63,9 +63,15 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
     let active: Arc<Mutex<BTreeSet<Key>>> = Arc::default();
     let pauses: Arc<Mutex<BTreeMap<Key, (Duration, Duration)>>> = Arc::default();
     let mut changes = core.cluster.watch_changes();
+    let mut was_up = false;
     loop {
         changes.mark_unchanged();
-        if core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) && !core.log.is_fenced() {
+        let up = core.cluster.node(node).is_up();
+        if up && !was_up {
+            pauses.lock().clear();
+        }
+        was_up = up;
+        if up && !core.drain_paused.load(Ordering::SeqCst) && !core.log.is_fenced() {
             for (key, scope) in work(&core, node) {
                 if active.lock().len() >= core.settings.drain_concurrency {
                     break;
@@ -76,7 +82,7 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
                     continue;
                 }
                 let (core, active, pauses) = (core.clone(), active.clone(), pauses.clone());
-                core.clone().spawn_job(async move {
+                core.env.clone().spawn(Box::pin(async move {
                     let end = drain_lane(&core, node, &scope).await;
                     match end {
                         End::Done => pauses.lock().remove(&key),
@@ -90,7 +96,7 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
                     };
                     active.lock().remove(&key);
                     core.cluster.announce_change();
-                });
+                }));
             }
         }
         tokio::select! {

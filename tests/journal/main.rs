@@ -290,6 +290,8 @@ async fn payload_changes_do_what_they_say(url: &str) {
             id: id(1),
             reason: "first".to_owned(),
         },
+        Change::MarkInDoubt(id(3)),
+        Change::MarkInDoubt(Uuid::new_v4()),
         Change::RemovePayloads(vec![id(5), Uuid::new_v4()]),
         Change::RemovePayloads(Vec::new()),
         Change::RemovePayloadsOf(0),
@@ -301,7 +303,9 @@ async fn payload_changes_do_what_they_say(url: &str) {
         parked: Some("first".to_owned()),
         ..rows[0].clone()
     };
+    assert!(!rows[2].in_doubt, "the mark changes something");
     let third = PayloadRow {
+        in_doubt: true,
         parked: Some(ODD.to_owned()),
         ..rows[2].clone()
     };

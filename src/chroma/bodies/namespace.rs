@@ -97,7 +97,7 @@ mod tests {
 
     fn is_refused<T: std::fmt::Debug>(found: Result<T, ParseProblem>) -> bool {
         match found {
-            Err(ParseProblem::Refused(refusal)) => refusal.status == 400,
+            Err(ParseProblem::Refused(refusal)) => matches!(refusal.status, 400 | 422),
             _ => false,
         }
     }
