@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::state::gather;
 use super::status::{collection, time};
 use crate::catalog::Collection;
-use crate::chroma::Refusal;
 use crate::journal::PayloadRow;
 use crate::mirror::{Answer, Core};
 
@@ -24,7 +23,7 @@ struct Part {
 
 impl Part {
     /// From `limit` and `offset` in a query; without them, everything.
-    fn of(query: Option<&str>) -> Result<Self, Refusal> {
+    fn of(query: Option<&str>) -> Result<Self, String> {
         let mut part = Self {
             offset: 0,
             limit: usize::MAX,
@@ -35,9 +34,8 @@ impl Part {
                 "offset" => &mut part.offset,
                 _ => continue,
             };
-            *field = value
-                .parse()
-                .map_err(|_| Refusal::invalid(format!("{key}: `{value}` is not a whole number")))?;
+            let parsed = value.parse();
+            *field = parsed.map_err(|_| format!("{key}: `{value}` is not a whole number"))?;
         }
         Ok(part)
     }
@@ -47,7 +45,7 @@ impl Part {
 pub fn mappings(core: &Core, query: Option<&str>) -> Answer {
     let part = match Part::of(query) {
         Ok(part) => part,
-        Err(refusal) => return refusal.into(),
+        Err(message) => return Answer::error(400, "InvalidArgumentError", message),
     };
     let mut living = core.catalog.all();
     living.retain(|collection| !collection.is_deleted());
@@ -120,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_part_is_everything_unless_told() {
-        let part = |query| Part::of(query).map_err(|refusal| refusal.status);
+        let part = |query| Part::of(query).map_err(drop);
         let all = Part {
             offset: 0,
             limit: usize::MAX,
@@ -128,7 +126,7 @@ mod tests {
         assert_eq!(part(None), Ok(all));
         assert_eq!(part(Some("")), Ok(all));
         assert_eq!(part(Some("offset=3&limit=2&x=y")), Ok(Part { offset: 3, limit: 2 }));
-        assert_eq!(part(Some("limit=-1")), Err(400));
-        assert_eq!(part(Some("limit=two")), Err(400));
+        assert_eq!(part(Some("limit=-1")), Err(()));
+        assert_eq!(part(Some("limit=two")), Err(()));
     }
 }

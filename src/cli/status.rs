@@ -1,0 +1,278 @@
+//! `diptych status`: how the nodes of a running Diptych are.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{StatusArgs, ask, run};
+use crate::config::NodeUrl;
+
+const DEFAULT: &str = "http://127.0.0.1:8900";
+
+/// How well it is, as exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Healthy = 0,
+    Degraded = 1,
+    Unavailable = 2,
+}
+
+/// Asks and prints.
+pub fn status(args: &StatusArgs) -> ExitCode {
+    match answer(args) {
+        Ok((authority, text)) => {
+            let status: Value = serde_json::from_slice(&text).unwrap_or_default();
+            if args.json {
+                println!("{}", String::from_utf8_lossy(&text));
+            } else {
+                print!("{}", page(&authority, &status, Utc::now()));
+            }
+            ExitCode::from(health(&status) as u8)
+        }
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::from(Health::Unavailable as u8)
+        }
+    }
+}
+
+fn answer(args: &StatusArgs) -> Result<(String, bytes::Bytes), String> {
+    let authority = authority(args)?;
+    let answer = ask::runtime()?
+        .block_on(ask::get(&authority, "/status"))
+        .map_err(|reason| format!("No Diptych can be reached at {authority}: {reason}"))?;
+    if answer.status != 200 {
+        return Err(format!(
+            "{authority} answered {} to GET /status: is it a Diptych?",
+            answer.status
+        ));
+    }
+    Ok((authority, answer.body))
+}
+
+fn authority(args: &StatusArgs) -> Result<String, String> {
+    match (&args.url, &args.config) {
+        (Some(url), _) => Ok(NodeUrl::parse(url)?.authority()),
+        (None, Some(path)) => {
+            let config = run::load(Some(path)).map_err(|error| error.to_string())?;
+            let address = config
+                .admin
+                .address
+                .or(config.listen.first().map(|first| first.address));
+            Ok(reachable(address.ok_or("The configuration names no address.")?).to_string())
+        }
+        (None, None) => Ok(NodeUrl::parse(DEFAULT)?.authority()),
+    }
+}
+
+/// The address itself, or loopback where it stands for all.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip([127, 0, 0, 1].into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(std::net::Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+fn nodes(status: &Value) -> &[Value] {
+    status["instances"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn health(status: &Value) -> Health {
+    let nodes = nodes(status);
+    let healthy = |node: &&Value| node["healthy"] == true;
+    if !nodes.iter().any(|node| healthy(&node)) {
+        return Health::Unavailable;
+    }
+    let whole = nodes.iter().all(|node| healthy(&node) && node["in_sync"] == true)
+        && status["leader"] == true
+        && status["wal"]["available"] == true;
+    if whole { Health::Healthy } else { Health::Degraded }
+}
+
+fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
+    let mut page = String::new();
+    let word = match health(status) {
+        Health::Healthy => "healthy",
+        Health::Degraded => "degraded",
+        Health::Unavailable => "unavailable",
+    };
+    let role = match status["leader"].as_bool() {
+        Some(true) => "writes the log",
+        _ => "has been replaced by another proxy as the log's writer",
+    };
+    let _ = writeln!(
+        page,
+        "Diptych {} at {authority}: {word}, {} of {} nodes healthy, {role} (term {})\n",
+        text(&status["version"]),
+        text(&status["healthy_instances"]),
+        text(&status["total_instances"]),
+        text(&status["term"]),
+    );
+    let head = ["NODE", "URL", "STATE", "IN SYNC", "PENDING", "OLDEST", "LAST ERROR"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(nodes(status).iter().map(|node| {
+        let state = match (node["healthy"].as_bool(), node["up"].as_bool()) {
+            (Some(true), _) => "up",
+            (_, Some(true)) => "failing",
+            _ => "down",
+        };
+        [
+            text(&node["name"]),
+            text(&node["url"]),
+            state.to_owned(),
+            if node["in_sync"] == true { "yes" } else { "no" }.to_owned(),
+            text(&node["pending_writes"]),
+            age(&node["oldest_pending"], now),
+            text(&node["last_error"]),
+        ]
+    }));
+    page.push_str(&table(&rows));
+    let log = &status["wal"];
+    let _ = writeln!(
+        page,
+        "\nlog: {}, {}; {} pending, {} replayed, {} failed replays, {} parked{}",
+        text(&log["journal"]),
+        if log["available"] == true {
+            "answers"
+        } else {
+            "DOES NOT ANSWER"
+        },
+        text(&log["pending_writes"]),
+        text(&log["total_replayed"]),
+        text(&log["failed_replays"]),
+        text(&log["parked"]),
+        if log["is_replaying"] == true {
+            "; replaying now"
+        } else {
+            ""
+        },
+    );
+    let open = status["not_in_sync"].as_array().map_or(&[][..], Vec::as_slice);
+    for lane in open {
+        let what = match lane["collection"]["name"].as_str() {
+            Some(name) => format!("collection {name}"),
+            None => "the namespace".to_owned(),
+        };
+        let _ = writeln!(
+            page,
+            "not in sync: {what} on {}: {}, {} pending, {} repairs open",
+            text(&lane["node"]),
+            text(&lane["reason"]),
+            text(&lane["pending_writes"]),
+            text(&lane["repairs"]),
+        );
+    }
+    let total = status["total_not_in_sync"].as_u64().unwrap_or_default();
+    if total > open.len() as u64 {
+        let _ = writeln!(page, "... {total} in all");
+    }
+    page
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// How long ago, in the largest unit that fits.
+fn age(value: &Value, now: DateTime<Utc>) -> String {
+    let Some(at) = value.as_str().and_then(|text| DateTime::parse_from_rfc3339(text).ok()) else {
+        return "-".to_owned();
+    };
+    let seconds = (now - at.to_utc()).num_seconds().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn sample() -> Value {
+        let node = |name: &str, port: u16| {
+            json!({"name": name, "url": format!("http://127.0.0.1:{port}"), "healthy": true, "up": true,
+                   "in_sync": true, "pending_writes": 0, "oldest_pending": null, "last_error": null})
+        };
+        json!({"version": "0.1.0", "leader": true, "term": 3, "healthy_instances": 2, "total_instances": 2,
+               "instances": [node("primary", 8001), node("replica", 8002)],
+               "wal": {"journal": "SQLite file x", "available": true, "pending_writes": 0, "total_replayed": 5,
+                       "failed_replays": 0, "parked": 0, "is_replaying": false},
+               "not_in_sync": [], "total_not_in_sync": 0})
+    }
+
+    #[test]
+    fn health_is_judged_by_nodes_and_log() {
+        let mut status = sample();
+        assert_eq!(health(&status), Health::Healthy);
+        status["wal"]["available"] = json!(false);
+        assert_eq!(health(&status), Health::Degraded);
+        status = sample();
+        status["instances"][1]["in_sync"] = json!(false);
+        assert_eq!(health(&status), Health::Degraded);
+        status["instances"][1]["healthy"] = json!(false);
+        assert_eq!(health(&status), Health::Degraded);
+        status["instances"][0]["healthy"] = json!(false);
+        assert_eq!(health(&status), Health::Unavailable);
+        assert_eq!(health(&Value::Null), Health::Unavailable);
+    }
+
+    #[test]
+    fn the_page_shows_what_is_behind() {
+        let mut status = sample();
+        let now = DateTime::parse_from_rfc3339("2030-01-01T00:10:00Z").unwrap().to_utc();
+        let node = &mut status["instances"][1];
+        node["pending_writes"] = json!(7);
+        node["oldest_pending"] = json!("2030-01-01T00:00:00.000Z");
+        node["up"] = json!(false);
+        node["healthy"] = json!(false);
+        status["not_in_sync"] = json!([{"node": "replica", "collection": {"name": "docs"}, "reason": "backlog",
+                                        "pending_writes": 7, "repairs": 0}]);
+        status["total_not_in_sync"] = json!(1);
+        let page = page("127.0.0.1:8900", &status, now);
+        assert!(page.contains("degraded"), "{page}");
+        assert!(page.contains("down   yes"), "{page}");
+        assert!(page.contains("10 min"), "{page}");
+        assert!(
+            page.contains("not in sync: collection docs on replica: backlog, 7 pending"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn an_address_for_all_is_asked_on_this_host() {
+        let address = |text: &str| reachable(text.parse().unwrap()).to_string();
+        assert_eq!(address("0.0.0.0:8900"), "127.0.0.1:8900");
+        assert_eq!(address("[::]:8900"), "[::1]:8900");
+        assert_eq!(address("10.0.0.7:8900"), "10.0.0.7:8900");
+    }
+}
