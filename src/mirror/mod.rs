@@ -13,6 +13,7 @@ mod decide;
 mod discover;
 mod fan_out;
 mod namespace;
+mod on_node;
 mod record;
 mod settle;
 
