@@ -11,6 +11,7 @@ mod status;
 mod tools;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderValue, Method, header};
 use prometheus::{Encoder, Registry, TEXT_FORMAT, TextEncoder};
@@ -24,11 +25,21 @@ pub use serve::AdminPort;
 pub struct Admin {
     core: Arc<Core>,
     registry: Registry,
+    listening: AtomicBool,
 }
 
 impl Admin {
     pub fn new(core: Arc<Core>, registry: Registry) -> Self {
-        Self { core, registry }
+        Self {
+            core,
+            registry,
+            listening: AtomicBool::new(false),
+        }
+    }
+
+    /// The port for clients accepts connections: from now on this process may be ready.
+    pub fn set_listening(&self) {
+        self.listening.store(true, Ordering::SeqCst);
     }
 
     /// What the proxy port answers too; `None`: not ours.
@@ -61,7 +72,7 @@ impl Admin {
             return answer;
         }
         match path {
-            "/ready" => status::ready(&self.core),
+            "/ready" => status::ready(&self.core, self.listening.load(Ordering::SeqCst)),
             "/metrics" => self.metrics(),
             _ => Answer::error(404, "NotFoundError", "Not found"),
         }

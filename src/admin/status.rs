@@ -165,8 +165,8 @@ fn word(healthy: usize, whole: bool) -> &'static str {
     }
 }
 
-/// Ready: the log is ours and a node can serve.
-pub fn ready(core: &Core) -> Answer {
-    let ready = !core.log.is_fenced() && core.serving.load(Ordering::SeqCst) && core.cluster.up().next().is_some();
+/// Ready: clients can connect, the log is ours and a node can serve.
+pub fn ready(core: &Core, listening: bool) -> Answer {
+    let ready = listening && !core.log.is_fenced() && core.cluster.up().next().is_some();
     Answer::json(if ready { 200 } else { 503 }, json!({ "ready": ready }).to_string())
 }

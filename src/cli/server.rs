@@ -1,7 +1,7 @@
 //! The server around the plugin: what `run` and `dev` have in common.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,7 @@ use pingora::services::listening::Service;
 use tokio::runtime::Runtime;
 
 use super::shutdown::{AtEnd, Ending, Once, Signals};
+use super::status::reachable;
 use crate::admin::{self, Admin, AdminPort};
 use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::Config;
@@ -99,7 +100,8 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
     server.add_service(health_service(cluster, env, thresholds));
     let background = Background {
         core: core.clone(),
-        listeners: config.listen.iter().map(|listen| listen.address).collect(),
+        admin: admin.clone(),
+        listeners: config.listen.iter().map(|listen| reachable(listen.address)).collect(),
     };
     let background = server.add_service(background_service("core", background));
 
@@ -225,21 +227,14 @@ async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Ar
 /// Drain, survey and the journal's health: started with the server, run on the core's runtime.
 struct Background {
     core: Arc<Core>,
+    admin: Arc<Admin>,
     listeners: Vec<SocketAddr>,
 }
 
-/// Tells [`Core::serving`] when clients can connect. Pingora does not say, and lives on without a listener when it
-/// cannot get one; so we try, and give up as a whole.
-async fn announce_listeners(core: Arc<Core>, listeners: Vec<SocketAddr>) {
-    for mut address in listeners {
-        if address.ip().is_unspecified() {
-            let loopback = if address.is_ipv4() {
-                IpAddr::from(Ipv4Addr::LOCALHOST)
-            } else {
-                Ipv6Addr::LOCALHOST.into()
-            };
-            address.set_ip(loopback);
-        }
+/// Tells when clients can connect. Pingora does not say, and lives on without a listener when it cannot get one; so we
+/// try, and give up as a whole.
+async fn announce_listeners(core: Arc<Core>, admin: Arc<Admin>, listeners: Vec<SocketAddr>) {
+    for address in listeners {
         let mut tries = 0;
         while tokio::net::TcpStream::connect(address).await.is_err() {
             tries += 1;
@@ -250,7 +245,7 @@ async fn announce_listeners(core: Arc<Core>, listeners: Vec<SocketAddr>) {
             core.env.sleep(LISTEN_PAUSE).await;
         }
     }
-    core.serving.store(true, Ordering::SeqCst);
+    admin.set_listening();
 }
 
 #[async_trait]
@@ -289,7 +284,7 @@ impl BackgroundService for Background {
         };
         let _ = tokio::time::timeout(SETTLE_LIMIT, settled).await;
         ready.notify_ready();
-        let listeners = announce_listeners(self.core.clone(), self.listeners.clone());
+        let listeners = announce_listeners(self.core.clone(), self.admin.clone(), self.listeners.clone());
         self.core.env.spawn(Box::pin(listeners));
         let _ = shutdown.changed().await;
     }

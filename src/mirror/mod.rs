@@ -123,8 +123,6 @@ pub struct Core {
     pub repairs: parking_lot::Mutex<Vec<RepairRow>>,
     /// Lanes with payload rows, by node: where the drain has work. May name some that have none left.
     pub behind: parking_lot::Mutex<BTreeSet<(NodeIndex, Option<Generation>)>>,
-    /// The proxy's listeners answer.
-    pub serving: std::sync::atomic::AtomicBool,
     /// Set by an operator: nothing is drained.
     pub drain_paused: std::sync::atomic::AtomicBool,
     unknown_budget: parking_lot::Mutex<(Duration, u32)>,
@@ -166,7 +164,6 @@ impl Core {
             counters: Counters::default(),
             repairs: parking_lot::Mutex::default(),
             behind: parking_lot::Mutex::default(),
-            serving: std::sync::atomic::AtomicBool::new(false),
             drain_paused: std::sync::atomic::AtomicBool::new(false),
             unknown_budget: parking_lot::Mutex::default(),
             missing_checks: parking_lot::Mutex::default(),
