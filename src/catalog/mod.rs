@@ -270,6 +270,16 @@ impl Catalog {
         }
     }
 
+    /// Nothing speaks of this deleted collection any more.
+    pub fn forget(&self, collection: &Arc<Collection>) {
+        let mut index = self.index.write();
+        index.by_generation.remove(&collection.generation);
+        index.by_id.remove(&collection.client_id);
+        for id in collection.facts().node_ids.iter().flatten() {
+            index.by_id.remove(id);
+        }
+    }
+
     /// Everything is gone (`reset`); the UUIDs stay known as those of deleted collections.
     pub fn clear(&self, at: DateTime<Utc>) {
         for collection in self.all() {

@@ -1,6 +1,6 @@
 //! The command line.
 //!
-//! `run` and `dev` end in the same [`server::serve`]; the only difference is who started the nodes. Exit codes: 0 it is
+//! `run` and `dev` end in the same `server::serve`; the only difference is who started the nodes. Exit codes: 0 it is
 //! well, 1 it is not; `status` has its own three.
 
 mod ask;

@@ -257,7 +257,7 @@ impl BackgroundService for Background {
         let core = self.core.clone();
         self.core.env.spawn(Box::pin(async move {
             let mut changes = core.cluster.watch_changes();
-            while core.cluster.up().next().is_none() {
+            while !core.cluster.is_settled() || core.cluster.up().next().is_none() {
                 if changes.changed().await.is_err() {
                     return;
                 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioTimer;
+
+use crate::chroma::Refusal;
 
 /// A request to a node; the path is raw, with its query.
 #[derive(Debug, Clone)]
@@ -153,9 +155,11 @@ impl NodeClient for HttpNodeClient {
         if request.body.is_some() {
             builder = builder.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = builder
-            .body(Full::new(request.body.unwrap_or_default()))
-            .map_err(|error| SendError::NotSent(error.to_string()))?;
+        let request = match builder.body(Full::new(request.body.unwrap_or_default())) {
+            Ok(request) => request,
+            // A name too long for a path, for one: the request's fault, and no node's.
+            Err(error) => return Ok(unsendable(&error)),
+        };
         let response = self.client.request(request).await.map_err(|error| {
             if error.is_connect() {
                 SendError::NotSent(chain(&error))
@@ -170,6 +174,19 @@ impl NodeClient for HttpNodeClient {
             headers: head.headers,
             body,
         })
+    }
+}
+
+/// What a node would answer to a request that cannot even be put on the wire.
+fn unsendable(error: &http::Error) -> StreamedResponse {
+    let refusal = Refusal::invalid(format!("The request cannot be sent to a node: {error}"));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = Full::new(refusal.body()).map_err(|never| match never {}).boxed_unsync();
+    StreamedResponse {
+        status: refusal.status,
+        headers,
+        body,
     }
 }
 

@@ -24,8 +24,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::chroma::Generation;
-use crate::cluster::NodeIndex;
+use crate::chroma::{Generation, node_path};
+use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::{Change, PayloadRow};
 use crate::mirror::{Core, Scope};
 
@@ -38,6 +38,7 @@ const PATIENCE: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 
 /// How work on a lane ended.
@@ -125,9 +126,13 @@ fn work(core: &Core, node: NodeIndex) -> Vec<(Key, Scope)> {
             },
         };
         let pair = &scope.pairs(core)[node];
-        if pair.pending() == 0 {
-            core.behind.lock().remove(&(node, key));
-            continue;
+        {
+            // Whoever adds a row counts it first and names the lane here then.
+            let mut behind = core.behind.lock();
+            if pair.pending() == 0 {
+                behind.remove(&(node, key));
+                continue;
+            }
         }
         let reachable = match &scope {
             Scope::Namespace => true,
@@ -152,11 +157,14 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         let Ok(rows) = read(core, node, scope).await else {
             return End::Pause;
         };
-        if !fenced && rows.iter().any(|row| row.in_doubt) {
+        if pair.needs_fence() || (!fenced && rows.iter().any(|row| row.in_doubt)) {
             // What may still be on its way has landed when a canary sent after it has returned.
             let canary = crate::env::within(&core.env, FENCE_LIMIT, core.cluster.node(node).canary()).await;
             match canary {
-                Some(Ok(())) => fenced = true,
+                Some(Ok(())) => {
+                    fenced = true;
+                    pair.fenced();
+                }
                 _ => return End::Pause,
             }
         }
@@ -273,15 +281,33 @@ pub(crate) async fn finish(
     mut changes: Vec<Change>,
 ) -> Step {
     changes.push(Change::RemovePayloads(rows.iter().map(|row| row.id).collect()));
-    if core.log.commit(&changes).await.is_err() {
+    if !core.commit_or_retry(scope, vec![node], changes).await {
         return Step::Stop(End::Pause);
     }
-    core.apply(&changes);
     let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
     let last = rows.last().map(|row| row.created_at.timestamp_micros());
     scope.pairs(core)[node].remove_pending(rows.len() as u64, bytes, last);
     core.counters.replayed.fetch_add(rows.len() as u64, Ordering::Relaxed);
     Step::Applied
+}
+
+/// A request broke. Its rows are in doubt, and nothing is sent before a canary has returned; if the node is alive all
+/// the same, it may be the request that it cannot bear, and that counts as an attempt.
+pub(crate) async fn broke(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
+    scope.pairs(core)[node].require_fence();
+    let doubt = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
+    let _ = core.log.commit(&doubt).await;
+    let probe = core
+        .cluster
+        .node(node)
+        .client
+        .send(NodeRequest::get(node_path::HEARTBEAT));
+    match (crate::env::within(&core.env, PROBE_LIMIT, probe).await, rows.first()) {
+        (Some(Ok(answer)), Some(row)) if answer.is_success() => {
+            failed(core, node, scope, row, "the connection was closed").await
+        }
+        _ => Step::Stop(End::Pause),
+    }
 }
 
 /// The node said that it failed: counts that, and after some attempts leaves the lane to repair.

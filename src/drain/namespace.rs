@@ -1,15 +1,16 @@
 //! Replaying namespace entries: one at a time, by generation and UUID, looking before leaping where a bare repeat
 //! could hit another generation (design.md R4).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::record::text;
-use super::{End, Step, failed, finish, needs_repair};
+use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, CollectionRecord, PayloadRow};
+use crate::journal::{Change, CollectionRecord, PayloadRow, RepairRow};
 use crate::mirror::{Core, NodeAnswer, Outcome, Scope};
 
 pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Step {
@@ -71,10 +72,9 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
             needs_repair(core, node, &Scope::Namespace, None, row.lsn, reason).await
         }
-        (Outcome::Unknown(_), None) => {
-            let _ = core.log.commit(&vec![Change::MarkInDoubt(row.id)]).await;
-            Step::Stop(End::Pause)
-        }
+        (Outcome::Unknown(_), None) => broke(core, node, &Scope::Namespace, std::slice::from_ref(row)).await,
+        // It could not, and said so: nothing is wrong with the entry.
+        (Outcome::Failed, Some(_)) => Step::Stop(End::Pause),
         (_, None) => Step::Stop(End::Pause),
         (_, Some(_)) => failed(core, node, &Scope::Namespace, row, &text(answer)).await,
     }
@@ -97,6 +97,11 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
     let id = match existing {
         Some(id) => id,
         None => {
+            // Should the commit below be lost and the collection be deleted meanwhile, the row has to say that the node
+            // may have it: otherwise create and delete would both be taken as moot.
+            if !row.in_doubt && core.log.commit(&vec![Change::MarkInDoubt(row.id)]).await.is_err() {
+                return Step::Stop(End::Pause);
+            }
             let answer = core.namespace_job(node, &row.op, &row.body).await;
             let created = answer
                 .response
@@ -134,9 +139,12 @@ async fn adopt(
     else {
         return Step::Stop(End::Done);
     };
+    let scope_is_empty = !existed || is_empty(core, node, tenant, database, id).await;
+    // Two nodes that are drained side by side must not both make it known, each with its own id.
+    let _one_at_a_time = core.settling.lock().await;
+    let at = core.env.wall();
     let mut changes = vec![];
     if core.catalog.by_generation(generation).is_none() {
-        let at = core.env.wall();
         changes.push(Change::PutCollection(CollectionRecord {
             generation,
             client_id: id,
@@ -144,17 +152,24 @@ async fn adopt(
             database: database.clone(),
             name: name.clone(),
             deleted: false,
-            node_ids: std::collections::BTreeMap::new(),
+            node_ids: BTreeMap::new(),
             created_at: at,
             updated_at: at,
         }));
     }
-    if existed && !is_empty(core, node, tenant, database, id).await {
+    if !scope_is_empty {
         // A leftover with this name: it is adopted, but what is in it is not ours.
-        if let Some(collection) = core.catalog.by_generation(generation) {
-            let reason = "a collection of this name was there already".to_owned();
-            changes.push(core.repair_row(&Scope::Collection(collection), node, None, None, row.lsn, reason));
-        }
+        changes.push(Change::InsertRepair(RepairRow {
+            id: core.env.new_id(),
+            node: row.node.clone(),
+            generation: Some(generation),
+            ids: None,
+            source: None,
+            source_marker: None,
+            lsn: row.lsn,
+            reason: "a collection of this name was there already".to_owned(),
+            created_at: at,
+        }));
     }
     changes.push(Change::PutNodeId {
         generation,

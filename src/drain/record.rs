@@ -1,13 +1,14 @@
 //! Replaying record writes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::combine::Batch;
-use super::{End, Step, failed, finish, needs_repair};
+use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};
-use crate::journal::{Change, PayloadRow};
+use crate::journal::PayloadRow;
 use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
 
 /// Sends one batch; a refused one is taken apart, so that only the entry at fault is treated as such.
@@ -32,6 +33,11 @@ pub(super) async fn apply(
         .send_judged(node, &first.op, NodeRequest::post(path, batch.body), ids)
         .await;
     match answer.outcome {
+        Outcome::Applied if first.refused => {
+            let reason = format!("the node took a {} that the lead had refused", first.op.label());
+            let repair = core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason);
+            finish(core, node, &scope, rows, vec![repair]).await
+        }
         Outcome::Applied => {
             crate::metrics::drained_batch(rows.len());
             finish(core, node, &scope, rows, vec![]).await
@@ -68,14 +74,14 @@ pub(super) async fn apply(
             )
             .await
         }
-        Outcome::Failed if answer.response.is_none() => Step::Stop(End::Pause),
-        Outcome::Failed => failed(core, node, &scope, first, &text(&answer)).await,
-        // The rows stay, now in doubt: the next try begins with a canary.
-        Outcome::Unknown(_) if answer.response.is_none() => {
-            let doubt = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
-            let _ = core.log.commit(&doubt).await;
+        // It could not, and said so: nothing is wrong with the entry.
+        Outcome::Failed => {
+            core.counters.failed_replays.fetch_add(1, Ordering::Relaxed);
             Step::Stop(End::Pause)
         }
+        Outcome::Unknown(_) if answer.response.is_none() => broke(core, node, &scope, rows).await,
+        // The node's compactor is dead: only a restart helps, and then the entry is there.
+        Outcome::Unknown(_) if text(&answer).contains("Error sending message to compactor") => Step::Stop(End::Pause),
         Outcome::Unknown(_) => failed(core, node, &scope, first, &text(&answer)).await,
     }
 }

@@ -82,6 +82,10 @@ impl Log {
                     tracing::error!(found, ours, "Another proxy has taken over the journal.");
                     return Err(JournalError::Fenced { found, ours });
                 }
+                Err(JournalError::Conflict(reason)) => {
+                    tracing::error!(reason, "The journal refused a commit that contradicts it.");
+                    return Err(JournalError::Conflict(reason));
+                }
                 Err(error) => {
                     self.available.store(false, Ordering::SeqCst);
                     uncertain |= matches!(error, JournalError::Uncertain(_));
@@ -99,9 +103,14 @@ impl Log {
         }
     }
 
-    /// Asks the journal whether it is there.
+    /// Asks the journal whether it is there and we are still its writer.
     pub async fn check(&self) {
-        let answer = self.journal.ping().await;
+        let answer = self.journal.commit(self.term, &Commit::new()).await;
+        if let Err(JournalError::Fenced { found, ours }) = &answer
+            && !self.fenced.swap(true, Ordering::SeqCst)
+        {
+            tracing::error!(found, ours, "Another proxy has taken over the journal.");
+        }
         let available = answer.is_ok();
         if self.available.swap(available, Ordering::SeqCst) != available {
             match answer {

@@ -165,6 +165,17 @@ pub enum Change {
     RemoveEverything,
 }
 
+impl Change {
+    /// Whether it is about the catalog: collections, their ids, databases.
+    pub fn is_of_catalog(&self) -> bool {
+        use Change::{PutCollection, PutDatabase, PutNodeId, RemoveDatabase, RemoveEverything};
+        matches!(
+            self,
+            PutCollection(_) | PutNodeId { .. } | PutDatabase(_) | RemoveDatabase { .. } | RemoveEverything
+        )
+    }
+}
+
 /// Changes that become durable together or not at all.
 pub type Commit = Vec<Change>;
 
@@ -174,6 +185,9 @@ pub enum JournalError {
     /// Certain: nothing was written.
     #[error("journal refused: {0}")]
     Refused(String),
+    /// Certain: nothing was written, and trying the same again is no use: it contradicts what is there.
+    #[error("journal conflict: {0}")]
+    Conflict(String),
     /// The answer to a commit was lost: it may have been written. Try the same commit again until it is known: until
     /// `Ok`, because a later `Refused` speaks of that attempt only.
     #[error("journal outcome unknown: {0}")]

@@ -290,6 +290,16 @@ fn no_answer(limit: Duration) -> String {
 }
 
 pub(super) fn refused(error: sqlx::Error) -> JournalError {
+    let conflict = error.as_database_error().is_some_and(|error| {
+        use sqlx::error::ErrorKind::{CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation};
+        matches!(
+            error.kind(),
+            UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation
+        )
+    });
+    if conflict {
+        return JournalError::Conflict(explain(&error));
+    }
     JournalError::Refused(explain(&error))
 }
 

@@ -3,7 +3,7 @@
 //! A node serves a lane (a collection, or the namespace) only while nothing is open between them (design.md R1). The
 //! counts follow the journal: they go up before the ack that needs it and down after the commit that removed the rows.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// The open matters between one node and one lane.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Pair {
     stragglers: AtomicU64,
     /// Commits that speak of this pair and may or may not have happened (schedule S31).
     uncertain: AtomicU64,
+    /// A request of the drain broke: before the next one a canary has to return, whatever the rows say.
+    needs_fence: AtomicBool,
 }
 
 impl Pair {
@@ -37,6 +39,18 @@ impl Pair {
     /// The drain may send to the node.
     pub fn drainable(&self) -> bool {
         self.pending() > 0 && self.completes_by_drain() && self.stragglers() == 0 && self.uncertain() == 0
+    }
+
+    pub fn require_fence(&self) {
+        self.needs_fence.store(true, Ordering::SeqCst);
+    }
+
+    pub fn needs_fence(&self) -> bool {
+        self.needs_fence.load(Ordering::SeqCst)
+    }
+
+    pub fn fenced(&self) {
+        self.needs_fence.store(false, Ordering::SeqCst);
     }
 
     pub fn pending(&self) -> u64 {

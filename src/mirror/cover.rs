@@ -5,6 +5,7 @@
 //! meanwhile its nodes are out of the lane and nothing is drained there (rule R1, schedules S9, S31).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -158,18 +159,30 @@ impl Core {
         for &node in &affected {
             scope.pairs(self)[node].uncertain_started();
         }
+        let of_catalog = changes.iter().any(Change::is_of_catalog);
+        if of_catalog {
+            self.catalog_uncertain.fetch_add(1, Ordering::SeqCst);
+        }
         let (core, scope) = (self.clone(), scope.clone());
         self.env.spawn(Box::pin(async move {
             loop {
                 core.env.sleep(RETRY_PAUSE).await;
                 match core.log.commit(&changes).await {
                     Ok(()) => break,
+                    // It will never be written. Those who need it stay out of the lane; nothing rests on it otherwise.
+                    Err(JournalError::Conflict(_)) => {
+                        core.catalog_uncertain
+                            .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
+                        return;
+                    }
                     // The successor finds out on its own what each node has.
                     Err(JournalError::Fenced { .. }) => return,
                     Err(_) => {}
                 }
             }
             core.apply(&changes);
+            core.catalog_uncertain
+                .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
             for &node in &affected {
                 scope.pairs(&core)[node].uncertain_ended();
             }
@@ -187,7 +200,14 @@ impl Core {
                     None => {
                         self.catalog.insert(record.clone());
                     }
-                    Some(collection) if record.deleted => self.catalog.set_deleted(&collection, record.updated_at),
+                    Some(collection) if record.deleted => {
+                        self.catalog.set_deleted(&collection, record.updated_at);
+                        if self.namespace.pairs.iter().all(crate::lane::Pair::in_sync) {
+                            // No row of any node speaks of it.
+                            self.catalog.forget(&collection);
+                        }
+                    }
+                    Some(collection) if collection.is_deleted() => {}
                     Some(collection) => self.catalog.rename(&collection, &record.name, record.updated_at),
                 },
                 Change::PutNodeId { generation, node, id } => {
@@ -210,6 +230,7 @@ impl Core {
                 }
                 Change::InsertPayload(row) if after_reset => {
                     if let Some(node) = self.cluster.index_of(&row.node) {
+                        self.behind.lock().insert((node, None));
                         let at = row.created_at.timestamp_micros();
                         self.namespace.pairs[node].add_pending(1, row.body.len() as u64, at);
                     }

@@ -58,7 +58,17 @@ impl Core {
                     continue;
                 };
                 let _alone = self.exclusive_namespace().await;
-                self.register_name(&tenant, &database, &object.name).await?;
+                let found = self.register_name(&tenant, &database, &object.name).await?;
+                if let Some(found) = found.filter(|found| found.node_id(node).is_none() && self.catalog_can_change()) {
+                    // Known, but not that this node has it: it was not asked at the time, and has a repair row.
+                    let node = self.cluster.node(node).name.clone();
+                    let change = Change::PutNodeId {
+                        generation: found.generation,
+                        node,
+                        id,
+                    };
+                    self.commit_or_retry(&Scope::Namespace, vec![], vec![change]).await;
+                }
                 return Ok(self.catalog.by_id(id).filter(|collection| !collection.is_deleted()));
             }
         }
@@ -198,7 +208,7 @@ impl Core {
         database: &str,
         found: BTreeMap<String, Vec<Sighting>>,
     ) -> Result<(), Answer> {
-        if !self.log.is_available() {
+        if !self.catalog_can_change() {
             return Err(Answer::unavailable(
                 "The log does not answer: a collection new to this proxy cannot be kept.",
             ));
@@ -251,12 +261,11 @@ impl Core {
                 }
             }
         }
-        if self.log.commit(&changes).await.is_err() {
+        if !self.commit_or_retry(&Scope::Namespace, vec![], changes).await {
             return Err(Answer::unavailable(
                 "The log does not answer: a collection new to this proxy cannot be kept.",
             ));
         }
-        self.apply(&changes);
         for generation in known_dimensions {
             if let Some(collection) = self.catalog.by_generation(generation) {
                 collection.set_dimension_known();
@@ -319,14 +328,18 @@ impl Core {
         if let Some(id) = self.catalog.database_id(tenant, name) {
             return id;
         }
+        let _one_at_a_time = self.settling.lock().await;
+        if let Some(id) = self.catalog.database_id(tenant, name) {
+            return id;
+        }
         let record = DatabaseRecord {
             tenant: tenant.to_owned(),
             name: name.to_owned(),
             client_id: seen,
         };
-        let changes = vec![Change::PutDatabase(record)];
-        if self.log.is_available() && self.log.commit(&changes).await.is_ok() {
-            self.apply(&changes);
+        if self.catalog_can_change() {
+            self.commit_or_retry(&Scope::Namespace, vec![], vec![Change::PutDatabase(record)])
+                .await;
         }
         self.catalog.database_id(tenant, name).unwrap_or(seen)
     }

@@ -1,8 +1,8 @@
 //! The mirror: every write goes to every node, in one order, and what a node misses is logged before the ack.
 //!
 //! [`Core`] is what the parts share: nodes, catalog, log, settings. A write enters the lane of its collection
-//! ([`record`]), or the namespace lane ([`namespace`]) if it is about collections, databases or tenants; it is sent to
-//! all nodes that can take it ([`fan_out`]), judged ([`decide`]), covered by rows where a node missed it ([`cover`]),
+//! (`record`), or the namespace lane (`namespace`) if it is about collections, databases or tenants; it is sent to
+//! all nodes that can take it (`fan_out`), judged ([`decide()`]), covered by rows where a node missed it (`cover`),
 //! and then answered.
 //!
 //! Everything here runs on the core's own runtime: a client that hangs up changes nothing.
@@ -125,6 +125,12 @@ pub struct Core {
     pub behind: parking_lot::Mutex<BTreeSet<(NodeIndex, Option<Generation>)>>,
     /// Set by an operator: nothing is drained.
     pub drain_paused: std::sync::atomic::AtomicBool,
+    /// Commits of the catalog whose outcome is not known: while there are any, nothing may be built on what the catalog
+    /// says.
+    catalog_uncertain: AtomicU64,
+    /// Held while the drain makes a collection known that no node had answered for, and while a database's id is
+    /// settled: both look first and commit then.
+    pub(crate) settling: tokio::sync::Mutex<()>,
     unknown_budget: parking_lot::Mutex<(Duration, u32)>,
     missing_checks: parking_lot::Mutex<BTreeSet<(Generation, NodeIndex)>>,
 }
@@ -165,6 +171,8 @@ impl Core {
             repairs: parking_lot::Mutex::default(),
             behind: parking_lot::Mutex::default(),
             drain_paused: std::sync::atomic::AtomicBool::new(false),
+            catalog_uncertain: AtomicU64::new(0),
+            settling: tokio::sync::Mutex::default(),
             unknown_budget: parking_lot::Mutex::default(),
             missing_checks: parking_lot::Mutex::default(),
         });
@@ -216,6 +224,11 @@ impl Core {
         }));
     }
 
+    /// Whether the catalog can be changed now: the journal answers, and what was committed before is known.
+    pub fn catalog_can_change(&self) -> bool {
+        self.log.is_available() && self.catalog_uncertain.load(Ordering::SeqCst) == 0
+    }
+
     /// Nodes that can serve the namespace.
     pub fn namespace_nodes(&self) -> Vec<NodeIndex> {
         self.cluster
@@ -227,6 +240,14 @@ impl Core {
     /// Nodes that can serve this collection; the first is the lead.
     pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
         self.cluster.up().filter(|&node| collection.in_sync(node)).collect()
+    }
+
+    /// Nodes that can show this collection's own properties: in step with it and with the namespace. Waits like
+    /// [`Core::usable_or_drained`].
+    pub async fn showing(&self, collection: &Collection) -> Vec<NodeIndex> {
+        let mut nodes = self.usable_or_drained(collection).await;
+        nodes.retain(|&node| self.namespace.pairs[node].in_sync());
+        nodes
     }
 
     /// Whether some node would serve this collection once it is drained.

@@ -214,7 +214,7 @@ impl Core {
         if nodes.is_empty() {
             return Answer::unavailable("No node can take this at the moment.");
         }
-        if !self.log.is_available() {
+        if !self.catalog_can_change() {
             return Answer::unavailable("The log does not answer: collections, databases and tenants cannot change.");
         }
         // A node that does not have the collection yet gets it, as it will be then, by its repair.
@@ -238,7 +238,19 @@ impl Core {
             }
         }
         let lead_applied = matches!(decision.reply, Reply::Of(node) if outcomes[node] == Outcome::Applied);
-        let changes = if lead_applied { changes(self, &answers) } else { vec![] };
+        let mut changes = if lead_applied { changes(self, &answers) } else { vec![] };
+        if let Some(collection) = collection {
+            // A node that lost one collection is out for that one, not for the whole namespace.
+            for node in (0..outcomes.len()).filter(|&node| outcomes[node] == Outcome::Missing) {
+                if std::mem::take(&mut decision.covers[node]).repair && !collection.is_deleted() {
+                    let (scope, reason) = (
+                        Scope::Collection(collection.clone()),
+                        "the node has lost the collection",
+                    );
+                    changes.push(self.repair_row(&scope, node, None, None, lsn, reason.to_owned()));
+                }
+            }
+        }
         let entry = EntryInfo {
             lsn,
             op,
@@ -344,15 +356,21 @@ impl Core {
         let path = node_path::collections(&facts.tenant, &facts.database);
         for node in self.namespace_nodes() {
             let Some(id) = collection.node_id(node) else { continue };
+            // A node that lost it would create it again: it is asked first.
+            let by_id = NodeRequest::get(node_path::by_id(&facts.tenant, &facts.database, id));
+            match self.bounded_read(node, by_id).await {
+                Some(response) if response.is_success() => {}
+                Some(response) if response.status == 404 => {
+                    self.report_missing(collection, node);
+                    continue;
+                }
+                _ => continue,
+            }
             let request = NodeRequest::post(path.clone(), body.clone());
             let Some(response) = self.bounded_read(node, request).await else {
                 continue;
             };
             if response.status >= 500 {
-                continue;
-            }
-            if response.is_success() && parse_collection_object(&response.body).is_none_or(|object| object.id != id) {
-                self.report_missing(collection, node);
                 continue;
             }
             return self.translated(collection, node, &response);

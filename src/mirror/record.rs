@@ -65,6 +65,11 @@ impl Core {
         if usable.is_empty() {
             return Err(Answer::unavailable("No node can serve this collection at the moment."));
         }
+        if self.log.is_fenced() {
+            return Err(Answer::unavailable(
+                "Another proxy has taken over the log: this one no longer writes.",
+            ));
+        }
         if usable.len() < self.cluster.len() && !self.log.is_available() {
             let reason = "A node is away and the log does not answer: the write could not be kept for it.";
             return Err(Answer::unavailable(reason));

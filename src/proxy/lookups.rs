@@ -4,6 +4,7 @@
 //! know, in the order of those ids, whatever node answers. A node serves them while it is in step with the namespace
 //! and has every collection that the answer speaks of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -22,10 +23,7 @@ pub async fn answer(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
         Route::Database { tenant, database } => show_database(core, &tenant, &database, raw).await,
         Route::DatabaseList { tenant } => list_databases(core, &tenant, raw).await,
         Route::CollectionList { tenant, database } => list_collections(core, &tenant, &database, raw).await,
-        Route::CollectionCount { tenant, database } => {
-            let nodes = complete_nodes(core, &tenant, &database).await;
-            from_one(core, nodes, raw).await.map(|(_, response)| as_is(&response))
-        }
+        Route::CollectionCount { tenant, database } => count_collections(core, &tenant, &database).await,
         Route::CollectionByName { tenant, database, name } => {
             match core.find_by_name(&tenant, &database, &name).await {
                 Ok(Some(collection)) => show_collection(core, &collection, |_| raw.to_owned()).await,
@@ -83,21 +81,13 @@ fn spread(core: &Core, mut nodes: Vec<NodeIndex>) -> Vec<NodeIndex> {
     nodes
 }
 
-/// Nodes in step with the namespace that have every collection of this database that any node has.
-async fn complete_nodes(core: &Arc<Core>, tenant: &str, database: &str) -> Vec<NodeIndex> {
-    let collections = core.catalog.in_database(tenant, database);
-    let mut nodes = core.namespace_nodes();
-    nodes.retain(|&node| collections.iter().all(|collection| collection.node_id(node).is_some()));
-    nodes
-}
-
 async fn show_collection(
     core: &Arc<Core>,
     collection: &Arc<Collection>,
     path: impl Fn(Uuid) -> String,
 ) -> Result<Answer, Answer> {
     let mut last = None;
-    for node in spread(core, core.namespace_nodes()) {
+    for node in spread(core, core.showing(collection).await) {
         let Some(id) = collection.node_id(node) else { continue };
         let Some(response) = core.bounded_read(node, NodeRequest::get(path(id))).await else {
             continue;
@@ -118,43 +108,70 @@ async fn show_collection(
 
 async fn list_collections(core: &Arc<Core>, tenant: &str, database: &str, raw: &str) -> Result<Answer, Answer> {
     let query = raw.split_once('?').map_or("", |(_, query)| query);
-    let page = match Page::parse(query) {
-        Ok(page) => page,
+    let Ok(page) = Page::parse(query) else {
         // Chroma's own words for a page that makes no sense.
-        Err(_) => {
-            let (_, response) = from_one(core, core.namespace_nodes(), raw).await?;
-            return Ok(as_is(&response));
-        }
+        let (_, response) = from_one(core, core.namespace_nodes(), raw).await?;
+        return Ok(as_is(&response));
     };
+    let (response, items) = all_collections(core, tenant, database).await?;
+    Ok(Answer::of_node(&response, render_list(page.cut(items))))
+}
+
+async fn count_collections(core: &Arc<Core>, tenant: &str, database: &str) -> Result<Answer, Answer> {
+    let (response, items) = all_collections(core, tenant, database).await?;
+    Ok(Answer::of_node(&response, items.len().to_string().into()))
+}
+
+/// Every collection of a database, by the id that clients see, each as a node shows it that has no repair open for it.
+async fn all_collections(
+    core: &Arc<Core>,
+    tenant: &str,
+    database: &str,
+) -> Result<(NodeResponse, Vec<(Uuid, String)>), Answer> {
     for look_again in [true, false] {
-        let nodes = complete_nodes(core, tenant, database).await;
+        // What is created meanwhile may be missing, what is deleted meanwhile may.
+        let expected = core.catalog.in_database(tenant, database);
+        let mut items = BTreeMap::new();
         let mut unknown = false;
-        for node in spread(core, nodes) {
+        let mut answered = None;
+        for node in spread(core, core.namespace_nodes()) {
             let Some((response, bodies)) = all_pages(core, node, tenant, database).await else {
                 continue;
             };
-            let mut items = Vec::new();
             for body in &bodies {
-                let translated = translate_list(body, |id| {
+                let shown = translate_list(body, |id| {
                     let known = core.catalog.by_id(id).filter(|collection| !collection.is_deleted());
                     unknown |= known.is_none();
-                    known.map(|collection| collection.client_id)
+                    known
+                        .filter(|known| known.pairs[node].repairs() == 0)
+                        .map(|known| known.client_id)
                 });
-                items.extend(translated.unwrap_or_default());
+                for (id, item) in shown.unwrap_or_default() {
+                    items.entry(id).or_insert(item);
+                }
             }
-            if unknown && look_again {
+            answered = Some(response);
+            if !unknown && is_complete(&expected, &items) {
                 break;
             }
-            items.sort_by_key(|(id, _)| *id);
-            return Ok(Answer::of_node(&response, render_list(page.cut(items))));
         }
-        if look_again {
+        let Some(response) = answered else { break };
+        if is_complete(&expected, &items) && !(unknown && look_again) {
+            return Ok((response, items.into_iter().collect()));
+        }
+        if unknown && look_again {
             core.learn_database(tenant, database).await?;
         }
     }
     Err(Answer::unavailable(
-        "No node has all collections of this database at the moment.",
+        "Not all collections of this database can be shown at the moment.",
     ))
+}
+
+fn is_complete(expected: &[Arc<Collection>], items: &BTreeMap<Uuid, String>) -> bool {
+    expected
+        .iter()
+        .all(|collection| items.contains_key(&collection.client_id) || collection.is_deleted())
 }
 
 /// All collections of a database on a node, as it gave them.

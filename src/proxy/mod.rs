@@ -2,7 +2,7 @@
 //!
 //! Thin on purpose. Reads of records are streamed through Pingora to a node that is in step with the collection, with
 //! the collection's UUID exchanged in the path. Everything else is answered in `request_filter`: writes by the mirror,
-//! reads of the namespace by [`lookups`], and queries too large for Pingora's retry buffer by [`large`]. Work that must
+//! reads of the namespace by `lookups`, and queries too large for Pingora's retry buffer by `large`. Work that must
 //! not be cut off runs on the core's runtime, which neither a client nor a shutdown of Pingora's own runtimes cancels.
 
 mod exchange;

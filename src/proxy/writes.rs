@@ -158,7 +158,7 @@ async fn record(core: &Arc<Core>, target: Target, write: RecordWrite, request: R
         RecordWrite::Delete => Op::Delete,
     };
     Ok(core
-        .submit(&collection, op, body, parsed.ids, parsed.has_embeddings, None)
+        .submit(&collection, op, body, parsed.ids, parsed.embeddings > 0, None)
         .await)
 }
 
