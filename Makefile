@@ -32,6 +32,6 @@ check: ## Formatting, lints, documentation, dependencies
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	scripts/check-deps
 
-bench: ## Measure route classification
-	@scripts/setup build
-	cargo bench --locked --bench routes $(BENCH_ARGS)
+bench: ## Measure route classification, one writer, and both nodes killed in turn under load
+	@scripts/setup run
+	cargo bench --locked --no-fail-fast $(BENCH_ARGS)
