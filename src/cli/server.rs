@@ -66,6 +66,7 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
             std::net::TcpListener::bind(address).map_err(|error| format!("Cannot listen on {address}: {error}."))?;
         }
     }
+    raise_descriptor_limit();
     let conf = std::mem::take(&mut config.server);
     let threads = conf.threads.max(2);
     let patience = HAND_OVER + LAST_WAIT + Duration::from_secs(conf.grace_period_seconds.unwrap_or_default());
@@ -137,6 +138,21 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
     });
     finish(&core, runtime);
     Ok(())
+}
+
+/// Takes all the descriptors that this process may have: a read under way holds three.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls only read and write `limit`, which lives here.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 /// Holds a lock for as long as the process lives. At an upgrade, waits until the old process is gone: two that write at
@@ -257,12 +273,15 @@ impl BackgroundService for Background {
         let core = self.core.clone();
         self.core.env.spawn(Box::pin(async move {
             let mut changes = core.cluster.watch_changes();
-            while !core.cluster.is_settled() || core.cluster.up().next().is_none() {
-                if changes.changed().await.is_err() {
+            loop {
+                changes.mark_unchanged();
+                let new = core.cluster.up().any(|node| !core.cluster.node(node).is_surveyed());
+                if core.cluster.is_settled() && new {
+                    core.survey().await;
+                } else if changes.changed().await.is_err() {
                     return;
                 }
             }
-            core.survey().await;
         }));
         let core = self.core.clone();
         self.core.env.spawn(Box::pin(async move {

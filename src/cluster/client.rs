@@ -71,6 +71,9 @@ pub enum SendError {
     /// Certain: the node has not seen the request.
     #[error("not sent: {0}")]
     NotSent(String),
+    /// Certain: not sent, for a reason that is ours: no descriptors, no ports, no name service.
+    #[error("could not send: {0}")]
+    Local(String),
     /// The connection ended without a whole answer: the node may have applied the request.
     #[error("connection broken: {0}")]
     Broken(String),
@@ -162,7 +165,11 @@ impl NodeClient for HttpNodeClient {
         };
         let response = self.client.request(request).await.map_err(|error| {
             if error.is_connect() {
-                SendError::NotSent(chain(&error))
+                if is_of_node(&error) {
+                    SendError::NotSent(chain(&error))
+                } else {
+                    SendError::Local(chain(&error))
+                }
             } else {
                 SendError::Broken(chain(&error))
             }
@@ -175,6 +182,30 @@ impl NodeClient for HttpNodeClient {
             body,
         })
     }
+}
+
+/// Whether a failure to connect is the node's: it refused, or was not to be reached.
+fn is_of_node(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            let kind = error.kind();
+            return [
+                ConnectionRefused,
+                ConnectionReset,
+                ConnectionAborted,
+                HostUnreachable,
+                NetworkUnreachable,
+                TimedOut,
+            ]
+            .contains(&kind);
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// What a node would answer to a request that cannot even be put on the wire.

@@ -11,6 +11,7 @@
 //! nothing (chroma-facts.md 8.1).
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -77,7 +78,12 @@ struct Probe {
 
 impl Prober {
     async fn probe(&self, node: &Node) -> Result<(), String> {
-        resolve(node).await;
+        if within(&self.env, self.thresholds.timeout, resolve(node))
+            .await
+            .is_none()
+        {
+            return Err("no address in time".to_owned());
+        }
         for path in ["/api/v2/heartbeat", "/api/v2/tenants/default_tenant"] {
             let answer = within(
                 &self.env,
@@ -159,18 +165,26 @@ impl HealthCheck for Probe {
     }
 }
 
-/// Looks the node's name up when it is not known yet or the last probe failed; reads connect to the address.
+/// Looks the node's name up when it is not known yet or the last probe failed; reads connect to the address. Of several,
+/// the first that accepts a connection.
 async fn resolve(node: &Node) {
     if node.address().is_some() && node.last_error().is_none() {
         return;
     }
-    match tokio::net::lookup_host(&node.authority).await {
-        Ok(mut addresses) => {
-            if let Some(address) = addresses.next() {
-                node.set_address(address);
-            }
+    let addresses: Vec<SocketAddr> = match tokio::net::lookup_host(&node.authority).await {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            tracing::warn!(node = node.name, %error, "Could not resolve the node's name.");
+            return;
         }
-        Err(error) => tracing::warn!(node = node.name, %error, "Could not resolve the node's name."),
+    };
+    if let [only] = addresses.as_slice() {
+        return node.set_address(*only);
+    }
+    for address in addresses {
+        if tokio::net::TcpStream::connect(address).await.is_ok() {
+            return node.set_address(address);
+        }
     }
 }
 
@@ -190,10 +204,14 @@ impl Node {
                     && !observed.canary_passed
                     && !observed.canary_running;
                 observed.canary_running |= start;
+                if start {
+                    observed.failures_at_canary = observed.failures;
+                }
                 start
             }
             Err(reason) => {
                 observed.passed_since_failure = 0;
+                observed.failures += 1;
                 observed.settled = true;
                 observed.last_error = Some(reason.clone());
                 false
@@ -206,7 +224,8 @@ impl Node {
         observed.canary_running = false;
         observed.settled = true;
         match outcome {
-            Ok(()) => observed.canary_passed = observed.healthy && !observed.failed_passively,
+            // One that was sent before the last failure says nothing about what was sent since.
+            Ok(()) => observed.canary_passed = observed.failures == observed.failures_at_canary,
             Err(reason) => observed.last_error = Some(reason),
         }
     }
@@ -224,6 +243,7 @@ impl Cluster {
         {
             let mut observed = self.node(index).observed.lock();
             observed.failed_passively = true;
+            observed.failures += 1;
             observed.canary_passed = false;
             observed.passed_since_failure = 0;
             observed.last_error = Some(reason.to_owned());

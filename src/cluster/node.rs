@@ -31,6 +31,9 @@ pub(super) struct Observed {
     /// A canary write returned since the node was last not healthy.
     pub canary_passed: bool,
     pub canary_running: bool,
+    /// Failures seen so far, and how many there were when the running canary was sent.
+    pub failures: u64,
+    pub failures_at_canary: u64,
     /// It is known since the start whether this node is healthy.
     pub settled: bool,
     pub last_error: Option<String>,
@@ -50,6 +53,8 @@ impl Default for Observed {
             failed_passively: false,
             canary_passed: false,
             canary_running: false,
+            failures: 0,
+            failures_at_canary: 0,
             settled: false,
             last_error: None,
         }
@@ -72,6 +77,7 @@ pub struct Node {
     reads: AtomicUsize,
     ejections: AtomicU64,
     stragglers: AtomicU64,
+    surveyed: AtomicBool,
     sockets: Mutex<Vec<Arc<Socket>>>,
 }
 
@@ -104,6 +110,7 @@ impl Node {
             reads: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
             stragglers: AtomicU64::new(0),
+            surveyed: AtomicBool::new(false),
             sockets: Mutex::default(),
         }
     }
@@ -132,6 +139,15 @@ impl Node {
     /// How often it went from up to down.
     pub fn ejections(&self) -> u64 {
         self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// What it holds was looked at since the start: lists may rest on it.
+    pub fn is_surveyed(&self) -> bool {
+        self.surveyed.load(Ordering::SeqCst)
+    }
+
+    pub fn set_surveyed(&self) {
+        self.surveyed.store(true, Ordering::SeqCst);
     }
 
     /// Requests that it has not answered though their clients were; the sum over its lanes.

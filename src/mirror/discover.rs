@@ -92,6 +92,9 @@ impl Core {
         if let Some(collection) = self.catalog.by_name(tenant, database, name) {
             return Ok(Some(collection));
         }
+        if self.look_up(tenant, database, name).await?.is_none() {
+            return Ok(None);
+        }
         let _alone = self.exclusive_namespace().await;
         self.register_name(tenant, database, name).await
     }
@@ -106,6 +109,21 @@ impl Core {
         if let Some(collection) = self.catalog.by_name(tenant, database, name) {
             return Ok(Some(collection));
         }
+        let Some(sightings) = self.look_up(tenant, database, name).await? else {
+            return Ok(None);
+        };
+        let found = BTreeMap::from([(name.to_owned(), sightings)]);
+        self.register(tenant, database, found).await?;
+        Ok(self.catalog.by_name(tenant, database, name))
+    }
+
+    /// What each node has under a name; `None`: it is certain that no node that is up has it.
+    async fn look_up(
+        self: &Arc<Self>,
+        tenant: &str,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<Vec<Sighting>>, Answer> {
         let asked = self.namespace_nodes();
         let mut sightings: Vec<Sighting> = vec![None; self.cluster.len()];
         for &node in &asked {
@@ -131,9 +149,7 @@ impl Core {
                 false => Err(Answer::unavailable("A node could not be asked for this collection.")),
             };
         }
-        let found = BTreeMap::from([(name.to_owned(), sightings)]);
-        self.register(tenant, database, found).await?;
-        Ok(self.catalog.by_name(tenant, database, name))
+        Ok(Some(sightings))
     }
 
     /// Registers every collection of a database that the catalog does not know. The caller holds the namespace lane.
@@ -298,8 +314,10 @@ impl Core {
         }
     }
 
-    /// Looks around once after start: what do the nodes hold that the catalog does not know?
+    /// Looks around when a node is up for the first time since the start: what do the nodes hold that the catalog does
+    /// not know?
     pub async fn survey(self: &Arc<Self>) {
+        let nodes: Vec<NodeIndex> = self.cluster.up().collect();
         let mut places = self.catalog.known_databases();
         for tenant in &self.settings.tenants {
             for node in self.namespace_nodes() {
@@ -320,6 +338,9 @@ impl Core {
             if self.register_database(&tenant, &database).await.is_err() {
                 tracing::warn!(tenant, database, "Could not look at all collections of a database.");
             }
+        }
+        for node in nodes {
+            self.cluster.node(node).set_surveyed();
         }
     }
 

@@ -163,7 +163,7 @@ impl Core {
         self.cluster.node(node).metrics.upstream(op.label(), took);
         let response = match answer {
             Ok(response) => response,
-            Err(SendError::NotSent(_)) => {
+            Err(SendError::NotSent(_) | SendError::Local(_)) => {
                 return Ok(NodeAnswer {
                     outcome: Outcome::Failed,
                     response: None,

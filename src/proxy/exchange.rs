@@ -12,6 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::mirror::Answer;
 
+/// Bodies up to this size take no share of the memory for bodies; beyond, they take it step by step.
+const UNRESERVED: usize = 64 << 10;
+const STEP: usize = 1 << 20;
+const FIRST_BUFFER: usize = 1 << 20;
+/// How long a body may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(600);
+
 /// How long a body waits for its share of memory.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 
@@ -50,6 +57,11 @@ fn content_length(session: &Session) -> Option<usize> {
         .ok()
 }
 
+fn expects_continue(session: &Session) -> bool {
+    let expect = session.req_header().headers.get(header::EXPECT);
+    expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Reads a whole body of at most `limit` bytes. The inner error is an answer for the client.
 pub async fn read_body(
     session: &mut Session,
@@ -58,45 +70,59 @@ pub async fn read_body(
 ) -> Result<std::result::Result<Body, Answer>> {
     let announced = content_length(session);
     if announced.is_some_and(|length| length > limit) {
-        return Ok(Err(too_large(session, limit).await));
+        return Ok(Err(too_large(session, limit)));
     }
-    let mut permits = Vec::new();
-    if let Some(length) = announced {
-        match reserve(memory, length).await {
-            Some(permit) => permits.push(permit),
-            None => return Ok(Err(no_memory(session))),
-        }
-    }
-    let expects = session
-        .req_header()
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if expects {
+    if expects_continue(session) {
         session.set_close_on_response_before_downstream_finish(false);
         session
             .write_continue_response()
             .await
             .map_err(|error| error.into_down())?;
     }
-    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(limit));
-    while let Some(piece) = session.read_request_body().await.map_err(|error| error.into_down())? {
-        if body.len() + piece.len() > limit {
-            drop(body);
-            return Ok(Err(too_large(session, limit).await));
-        }
-        if announced.is_none() {
-            match reserve(memory, piece.len()).await {
-                Some(permit) => permits.push(permit),
-                None => return Ok(Err(no_memory(session))),
+    let mut permits = Vec::new();
+    let mut reserved = UNRESERVED;
+    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST_BUFFER));
+    let whole = async {
+        // Memory is taken for what has come, not for what was announced.
+        while let Some(piece) = session.read_request_body().await.map_err(|error| error.into_down())? {
+            if body.len() + piece.len() > limit {
+                return Ok(Some(Shortage::Limit));
             }
+            while body.len() + piece.len() > reserved {
+                match reserve(memory, STEP).await {
+                    Some(permit) => permits.push(permit),
+                    None => return Ok(Some(Shortage::Memory)),
+                }
+                reserved += STEP;
+            }
+            body.extend_from_slice(&piece);
         }
-        body.extend_from_slice(&piece);
+        Ok::<_, Box<pingora::Error>>(None)
+    };
+    let Ok(outcome) = tokio::time::timeout(BODY_LIMIT, whole).await else {
+        session.set_keepalive(None);
+        return Ok(Err(Answer::error(
+            408,
+            "RequestTimeout",
+            "The request body did not arrive in time.",
+        )));
+    };
+    match outcome? {
+        None => Ok(Ok(Body {
+            bytes: body.freeze(),
+            _memory: permits,
+        })),
+        Some(Shortage::Limit) => Ok(Err(too_large(session, limit))),
+        Some(Shortage::Memory) => Ok(Err(Answer::unavailable(
+            "Too many bytes of request bodies are in flight.",
+        ))),
     }
-    Ok(Ok(Body {
-        bytes: body.freeze(),
-        _memory: permits,
-    }))
+}
+
+/// Why a body is not taken.
+enum Shortage {
+    Limit,
+    Memory,
 }
 
 async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
@@ -105,15 +131,14 @@ async fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphore
     tokio::time::timeout(MEMORY_WAIT, acquire).await.ok()?.ok()
 }
 
-fn no_memory(session: &mut Session) -> Answer {
+/// Reads what is still on its way and forgets it, within bounds, and lets the connection end then: one that is closed on
+/// unread bytes is reset, and takes the answer with it.
+pub async fn discard_body(session: &mut Session, limit: usize) {
     session.set_keepalive(None);
-    Answer::unavailable("Too many bytes of request bodies are in flight.")
-}
-
-/// Refuses a body. What is still on its way is read and forgotten, within bounds, because a connection closed on unread
-/// bytes is reset and takes the answer with it.
-async fn too_large(session: &mut Session, limit: usize) -> Answer {
-    session.set_keepalive(None);
+    if expects_continue(session) && session.response_written().is_none() {
+        // The client waits for a word before it sends anything.
+        return;
+    }
     let rest = async {
         let mut left = limit.saturating_add(UNREAD_LIMIT);
         while let Ok(Some(piece)) = session.read_request_body().await {
@@ -124,11 +149,36 @@ async fn too_large(session: &mut Session, limit: usize) -> Answer {
         }
     };
     let _ = tokio::time::timeout(UNREAD_WAIT, rest).await;
+}
+
+fn too_large(session: &mut Session, limit: usize) -> Answer {
+    session.set_keepalive(None);
     Answer::error(
         413,
         "ChromaError",
         format!("Payload too large: the limit is {limit} bytes"),
     )
+}
+
+/// Whether an answer has begun; a `100 Continue` is none.
+pub fn is_answered(session: &Session) -> bool {
+    session
+        .response_written()
+        .is_some_and(|header| !header.status.is_informational())
+}
+
+/// A target in absolute form (`POST http://host/path`) means its path: Chroma takes it so, and what is not understood
+/// here must not reach a node. False: it has no path.
+pub fn use_origin_form(session: &mut Session) -> Result<bool> {
+    let header = session.req_header_mut();
+    if header.raw_path().starts_with(b"/") {
+        return Ok(true);
+    }
+    let path = header.uri.path_and_query().map(|path| path.as_str().to_owned());
+    match path.filter(|path| path.starts_with('/')) {
+        Some(path) => header.set_raw_path(path.as_bytes()).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// Writes a whole answer.

@@ -3,15 +3,16 @@
 //! A query with a few large embeddings is longer than that. Pingora could stream it, but not send it again when the
 //! node dies; so the body is read here, sent by our own client, and the answer streamed on.
 
+use bytes::Bytes;
 use http::header;
 use http_body_util::BodyExt;
-use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::{Ctx, Plan, Proxy, exchange};
 use crate::chroma::translate;
-use crate::cluster::{NodeRequest, NodeResponse, SendError, StreamedResponse};
+use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError, StreamedResponse};
 use crate::mirror::Answer;
 
 impl Proxy {
@@ -37,15 +38,20 @@ impl Proxy {
             };
             let request = NodeRequest::new(method.clone(), path, Some(body.bytes.clone()));
             let opened = self.open(node, request).await?;
-            let response = match opened {
+            let mut response = match opened {
                 Some(Ok(response)) => response,
                 Some(Err(_)) | None => continue,
             };
+            let is_error = response.status >= 400;
             let Plan::Records { collection, .. } = &ctx.plan else {
-                return self.stream(session, response).await;
+                return self.stream(session, node, response, None).await;
             };
-            if response.status < 400 {
-                return self.stream(session, response).await;
+            if !is_error {
+                // The head is passed on with the first piece: until then another node can be asked.
+                match self.next_piece(node, &mut response).await {
+                    Piece::Lost => continue,
+                    first => return self.stream(session, node, response, Some(first)).await,
+                }
             }
             if response.status == 404 && !collection.is_deleted() {
                 self.core.report_missing(collection, node);
@@ -53,13 +59,35 @@ impl Proxy {
             let alone = !ctx.has_alternative(&self.core, self.settings.consistency);
             if alone || (response.status != 404 && response.status < 500) {
                 let StreamedResponse { status, headers, body } = response;
-                let Ok(body) = body.collect().await else { continue };
+                let collected = crate::env::within(&self.core.env, self.settings.read_timeout, body.collect()).await;
+                let Some(Ok(body)) = collected else { continue };
                 let whole = NodeResponse {
                     status,
                     headers,
                     body: body.to_bytes(),
                 };
                 return Ok(Some(self.core.translated(collection, node, &whole)));
+            }
+        }
+    }
+
+    /// The next piece of a body, unless the node goes down or is silent for too long.
+    async fn next_piece(&self, node: NodeIndex, response: &mut StreamedResponse) -> Piece {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = response.body.frame() => frame,
+                () = self.core.cluster.node(node).until_down() => return Piece::Lost,
+                () = self.core.env.sleep(self.settings.read_timeout) => return Piece::Lost,
+            };
+            match frame {
+                None => return Piece::End,
+                Some(Err(_)) => return Piece::Lost,
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Piece::Data(data);
+                    }
+                }
             }
         }
     }
@@ -87,7 +115,13 @@ impl Proxy {
         .await
     }
 
-    async fn stream(&self, session: &mut Session, mut response: StreamedResponse) -> Result<Option<Answer>> {
+    async fn stream(
+        &self,
+        session: &mut Session,
+        node: NodeIndex,
+        mut response: StreamedResponse,
+        first: Option<Piece>,
+    ) -> Result<Option<Answer>> {
         let mut header = ResponseHeader::build(response.status, Some(response.headers.len()))?;
         for (name, value) in &response.headers {
             if *name != header::CONNECTION && *name != header::TRANSFER_ENCODING {
@@ -101,20 +135,36 @@ impl Proxy {
             .write_response_header(Box::new(header), false)
             .await
             .map_err(|error| error.into_down())?;
-        while let Some(frame) = response.body.frame().await {
-            let piece = frame
-                .map_err(|error| pingora::Error::explain(pingora::ErrorType::ReadError, error.to_string()).into_up())?;
-            if let Ok(piece) = piece.into_data() {
-                session
-                    .write_response_body(Some(piece), false)
-                    .await
-                    .map_err(|error| error.into_down())?;
+        let mut next = first;
+        loop {
+            let piece = match next.take() {
+                Some(piece) => piece,
+                None => self.next_piece(node, &mut response).await,
+            };
+            let (data, end) = match piece {
+                Piece::Data(data) => (Some(data), false),
+                Piece::End => (None, true),
+                // Cut, never completed falsely: the client sees a body that is too short.
+                Piece::Lost => {
+                    let error = Error::explain(ErrorType::ReadError, "the node was lost in the middle of its answer");
+                    return Err(error.into_up());
+                }
+            };
+            session
+                .write_response_body(data, end)
+                .await
+                .map_err(|error| error.into_down())?;
+            if end {
+                return Ok(None);
             }
         }
-        session
-            .write_response_body(None, true)
-            .await
-            .map_err(|error| error.into_down())?;
-        Ok(None)
     }
+}
+
+/// What comes next of a body.
+enum Piece {
+    Data(Bytes),
+    End,
+    /// The node failed, went down or was silent for too long.
+    Lost,
 }

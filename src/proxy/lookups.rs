@@ -134,7 +134,7 @@ async fn all_collections(
         let mut items = BTreeMap::new();
         let mut unknown = false;
         let mut answered = None;
-        for node in spread(core, core.namespace_nodes()) {
+        for node in spread(core, surveyed_nodes(core)) {
             let Some((response, bodies)) = all_pages(core, node, tenant, database).await else {
                 continue;
             };
@@ -166,6 +166,17 @@ async fn all_collections(
     Err(Answer::unavailable(
         "Not all collections of this database can be shown at the moment.",
     ))
+}
+
+/// Nodes in step with the namespace whose collections are all known, unless there are none such yet.
+fn surveyed_nodes(core: &Core) -> Vec<NodeIndex> {
+    let nodes = core.namespace_nodes();
+    let surveyed: Vec<_> = nodes
+        .iter()
+        .copied()
+        .filter(|&node| core.cluster.node(node).is_surveyed())
+        .collect();
+    if surveyed.is_empty() { nodes } else { surveyed }
 }
 
 fn is_complete(expected: &[Arc<Collection>], items: &BTreeMap<Uuid, String>) -> bool {

@@ -21,7 +21,7 @@ use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::admin::Admin;
 use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, replace_uuid, translate};
@@ -110,6 +110,13 @@ impl Proxy {
 
     /// Decides what to do with a request: stream it or answer it here.
     async fn route(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next> {
+        if !exchange::use_origin_form(session)? {
+            return Ok(Next::Answer(Answer::error(
+                400,
+                "InvalidArgumentError",
+                "The request target has no path.",
+            )));
+        }
         let header = session.req_header();
         let method = header.method.clone();
         let raw = String::from_utf8_lossy(header.raw_path()).into_owned();
@@ -200,6 +207,9 @@ impl ProxyHttp for Proxy {
             Next::Stream => Ok(false),
             Next::Answered => Ok(true),
             Next::Answer(answer) => {
+                if !session.is_body_done() {
+                    exchange::discard_body(session, self.settings.max_body).await;
+                }
                 exchange::write_answer(session, answer).await?;
                 Ok(true)
             }
@@ -208,10 +218,13 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         ctx.end_attempt(&self.core);
-        let node = ctx
-            .choose(&self.core, self.settings.consistency)
-            .await
-            .ok_or_else(|| Error::explain(ErrorType::HTTPStatus(503), "no node can serve this at the moment"))?;
+        let node = ctx.choose(&self.core, self.settings.consistency).await.ok_or_else(|| {
+            let status = ctx.last_failure.unwrap_or(503);
+            Error::explain(
+                ErrorType::HTTPStatus(status),
+                "no further node can serve this at the moment",
+            )
+        })?;
         ctx.begin_attempt(&self.core, node);
         let Some(address) = self.core.cluster.node(node).address() else {
             self.core
@@ -318,7 +331,14 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let Some(node) = ctx.node {
+        // What is not the node's doing, a lack of descriptors or ports for one, takes no node down.
+        let its_fault = matches!(
+            error.etype(),
+            ErrorType::ConnectRefused | ErrorType::ConnectTimedout | ErrorType::ConnectNoRoute
+        );
+        if let Some(node) = ctx.node
+            && its_fault
+        {
             self.core.cluster.report_connect_failure(node, &error.to_string());
         }
         error.set_retry(true);
@@ -334,12 +354,21 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("Peer: {peer}"));
-        let nothing_sent = session.response_written().is_none();
+        let nothing_sent = !exchange::is_answered(session);
         let from_node = *error.esource() == ErrorSource::Upstream;
         let retry = from_node && nothing_sent && !session.retry_buffer_truncated() && ctx.is_repeatable(session);
-        if retry && client_reused {
+        let broke = matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
+        );
+        if retry && client_reused && broke {
             ctx.allow_same_node_once();
         }
+        ctx.last_failure = match error.etype() {
+            ErrorType::HTTPStatus(_) => None,
+            ErrorType::ReadTimedout => Some(504),
+            _ => Some(502),
+        };
         error.set_retry(retry);
         error
     }
@@ -351,13 +380,16 @@ impl ProxyHttp for Proxy {
                 ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed
             );
         let answer = match error.etype() {
-            _ if gone || session.response_written().is_some() => None,
+            _ if gone || exchange::is_answered(session) => None,
             ErrorType::HTTPStatus(503)
             | ErrorType::ConnectError
             | ErrorType::ConnectTimedout
             | ErrorType::ConnectRefused => Some(Answer::unavailable("No node can serve this at the moment.")),
+            ErrorType::HTTPStatus(502) => Some(Answer::error(502, "BadGateway", "The node closed the connection.")),
+            ErrorType::HTTPStatus(504) | ErrorType::ReadTimedout => {
+                Some(Answer::error(504, "GatewayTimeout", "No node answered in time."))
+            }
             ErrorType::HTTPStatus(status) => Some(Answer::error(*status, "InternalError", "The request failed.")),
-            ErrorType::ReadTimedout => Some(Answer::error(504, "GatewayTimeout", "No node answered in time.")),
             _ if *error.esource() == ErrorSource::Upstream => {
                 Some(Answer::error(502, "BadGateway", "The node closed the connection."))
             }
@@ -395,6 +427,16 @@ impl ProxyHttp for Proxy {
             error = error.map(ToString::to_string),
             "Answered a request."
         );
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Ctx,
+        error: &Error,
+        _about: ProxyWarnLogContext,
+    ) -> bool {
+        matches!(error.etype(), ErrorType::HTTPStatus(_))
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, _error: &Error) -> bool {

@@ -40,6 +40,8 @@ pub struct Ctx {
     pub rewrite: Option<(Uuid, Uuid)>,
     pub held: BytesMut,
     pub failed_with: u16,
+    /// The status for the client if no node is left after a failure.
+    pub last_failure: Option<u16>,
     tried: Vec<NodeIndex>,
     same_node_allowed: bool,
     attempt_started: Duration,
@@ -58,6 +60,7 @@ impl Ctx {
             rewrite: None,
             held: BytesMut::new(),
             failed_with: 0,
+            last_failure: None,
             tried: Vec::new(),
             same_node_allowed: true,
             attempt_started: started,
