@@ -23,7 +23,7 @@ run: ## Start two local Chroma servers, the embedded log and the proxy
 
 test: ## Run all tests, those on real servers included
 	@scripts/setup all
-	cargo test --locked --no-fail-fast $(TEST_ARGS)
+	DIPTYCH_REQUIRE_POSTGRES=1 cargo test --locked --no-fail-fast $(TEST_ARGS)
 
 check: ## Formatting, lints, documentation, dependencies
 	@scripts/setup build
