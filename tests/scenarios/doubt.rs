@@ -18,6 +18,7 @@ scenarios! {
     s11_a_straggler_lands_late: sqlite, postgres;
     s20_the_last_node_is_completed_from_the_log_before_it_serves: sqlite, postgres;
     s23_a_retried_read_is_never_stale: sqlite;
+    s23_a_node_that_is_being_drained_serves_no_read: sqlite;
     s25_a_stopped_lead_does_not_hold_up_the_lanes: sqlite;
     a_request_that_panics_chroma_blames_no_node: sqlite;
 }
@@ -237,6 +238,27 @@ async fn s23_a_retried_read_is_never_stale(stage: Stage) {
     gate.release();
     cluster.diptych.wait_drained().await;
     assert_eq!(document(&cluster, &id).await.ok().json()["documents"][0], "v1");
+    assert_eq!(cluster.assert_equal().await, 1);
+}
+
+/// B is back and its drain is under way, held on its first write: no read is served by B.
+async fn s23_a_node_that_is_being_drained_serves_no_read(stage: Stage) {
+    let mut cluster = stage.cluster_with(faults()).await;
+    let api = cluster.api.clone();
+    let id = api.collection("busy").await;
+    api.op(&id, "upsert", &value(0)).await.ok();
+    cluster.down(Side::B).await;
+    api.op(&id, "upsert", &value(1)).await.ok();
+    let gate = cluster
+        .fault(Side::B)
+        .hold_requests(|seen| seen.is_record_write() && !seen.is_own());
+    cluster.b.restart().await;
+    gate.wait_held(1).await;
+    for _ in 0..30 {
+        assert_eq!(document(&cluster, &id).await.ok().json()["documents"][0], "v1");
+    }
+    gate.release();
+    cluster.diptych.wait_drained().await;
     assert_eq!(cluster.assert_equal().await, 1);
 }
 

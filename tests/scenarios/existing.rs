@@ -10,6 +10,7 @@ use crate::harness::{Stage, scenarios};
 
 scenarios! {
     an_existing_primary_keeps_its_ids_and_is_never_silently_different: sqlite, postgres;
+    a_name_on_both_nodes_is_served_by_the_first_alone: sqlite;
 }
 
 async fn an_existing_primary_keeps_its_ids_and_is_never_silently_different(stage: Stage) {
@@ -96,4 +97,48 @@ async fn an_existing_primary_keeps_its_ids_and_is_never_silently_different(stage
         let right = answer.status >= 500 || answer.json()["ids"].as_array().map(Vec::len) == Some(26);
         assert!(right, "old-{n}: {answer:?}");
     }
+}
+
+/// Two servers that both hold a collection of one name are never assumed to be equal.
+async fn a_name_on_both_nodes_is_served_by_the_first_alone(stage: Stage) {
+    let (a, b) = tokio::join!(ChromaNode::start(&stage.dir, "a"), ChromaNode::start(&stage.dir, "b"));
+    let mut ids = Vec::new();
+    for (node, whose) in [(&a, "primary"), (&b, "replica")] {
+        let extra = json!({"metadata": {"of": whose}});
+        let id = node.api().create_collection("both", extra).await.ok().id();
+        let body = json!({"ids": ["x"], "embeddings": [[1, 2]], "documents": [whose]});
+        node.api().op(&id, "add", &body).await.expect(201);
+        ids.push(id);
+    }
+    let cluster = stage.proxy_before(a, b, Options::default()).await;
+    let api = cluster.api.clone();
+    for _ in 0..10 {
+        // Either node's UUID means the collection, and clients see the first node's.
+        for id in &ids {
+            let got = api.op(id, "get", &json!({})).await.ok().json();
+            assert_eq!(got["documents"], json!(["primary"]));
+            assert_eq!(api.by_id(id).await.ok().id(), ids[0]);
+        }
+        let shown = api.by_name("both").await.ok();
+        assert_eq!(
+            (shown.id(), &shown.json()["metadata"]["of"]),
+            (ids[0].clone(), &json!("primary"))
+        );
+        let listed = api.list("").await.ok().json();
+        assert_eq!(
+            (&listed[0]["id"], &listed[0]["metadata"]["of"]),
+            (&json!(ids[0]), &json!("primary"))
+        );
+    }
+    let status = cluster.diptych.status().await;
+    assert_eq!(status["instances"][0]["in_sync"], true, "{status:#}");
+    assert_eq!(status["instances"][1]["in_sync"], false, "{status:#}");
+    assert_eq!(status["instances"][1]["repairs"], 1, "{status:#}");
+    // What is written now is kept for the other node, and not applied to what it has.
+    let body = json!({"ids": ["y"], "embeddings": [[3, 4]]});
+    api.op(&ids[1], "add", &body).await.expect(201);
+    assert_eq!(api.count(&ids[0]).await.ok().json(), 2);
+    assert_eq!(cluster.b.api().count(&ids[1]).await.ok().json(), 1);
+    let status = cluster.diptych.status().await;
+    assert_eq!(status["instances"][1]["pending_writes"], 1, "{status:#}");
 }
