@@ -251,6 +251,19 @@ impl Cluster {
         self.conclude();
     }
 
+    /// What someone else's health checks say of a node: for those who embed the core without [`health_service`], and for
+    /// tests. Healthy means here what it means there: probes pass, and a canary write has returned since they did.
+    pub fn observe(&self, index: NodeIndex, healthy: bool) {
+        {
+            let mut observed = self.node(index).observed.lock();
+            observed.healthy = healthy;
+            observed.failed_passively &= !healthy;
+            observed.canary_passed = healthy;
+            observed.settled = true;
+        }
+        self.conclude();
+    }
+
     /// Whether every node was looked at since the start.
     pub fn is_settled(&self) -> bool {
         self.nodes().iter().all(|node| node.observed.lock().settled)

@@ -1,0 +1,203 @@
+//! The journal fails.
+
+use diptych::journal::{Change, Commit};
+use diptych::mirror::NamespaceWrite;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::fakes::{A, B, CommitFault, DATABASE, DISK_FULL, Stage, TENANT, rows, seconds, text};
+
+fn inserts(commit: &Commit, document: &str) -> bool {
+    commit.iter().any(|change| match change {
+        Change::InsertPayload(row) => String::from_utf8_lossy(&row.body).contains(document),
+        _ => false,
+    })
+}
+
+/// S9, S31: what is drained before an uncertain row is known would be undone by it.
+async fn an_uncertain_row(first: CommitFault, written: bool) {
+    let stage = Stage::new(31).await;
+    let c = stage.create("c").await;
+    stage.b().forget_requests();
+    stage.b().fault("\"w1\"", 1, DISK_FULL);
+    let (open, opened) = watch::channel(false);
+    let faults = [
+        first,
+        CommitFault::Refused,
+        CommitFault::Refused,
+        CommitFault::Refused,
+        CommitFault::Held(opened),
+    ];
+    stage.journal.fault(|commit| inserts(commit, "\"w1\""), faults);
+    let answer = stage.upsert(&c, "x", 1).await;
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+    assert_eq!(
+        stage.journal.rows(),
+        if written { rows(&[("b", "w1")]) } else { vec![] }
+    );
+    assert_eq!(stage.usable(&c), [A]);
+
+    stage
+        .eventually("the journal answers again", || stage.core.log.is_available())
+        .await;
+    assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
+    assert_eq!(stage.upsert(&c, "x", 3).await.status, 200);
+    seconds(60).await;
+    assert_eq!(stage.b().trace(), ["w1"], "nothing is sent there until it is known");
+    let missed: &[_] = if written {
+        &[("b", "w1"), ("b", "w2"), ("b", "w3")]
+    } else {
+        &[("b", "w2"), ("b", "w3")]
+    };
+    assert_eq!(stage.journal.rows(), rows(missed));
+    assert_eq!(stage.usable(&c), [A]);
+
+    open.send_replace(true);
+    stage.drained().await;
+    assert_eq!(stage.b().trace(), ["w1", "w1", "w2", "w3"]);
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w3".to_owned())]);
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn s31_nothing_passes_a_row_whose_commit_is_uncertain_but_written() {
+    an_uncertain_row(CommitFault::UncertainWritten, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s31_nothing_passes_a_row_whose_commit_is_uncertain_and_not_written() {
+    an_uncertain_row(CommitFault::UncertainNotWritten, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_uncertain_once_is_settled_before_the_answer() {
+    for fault in [CommitFault::UncertainWritten, CommitFault::UncertainNotWritten] {
+        let stage = Stage::new(32).await;
+        let c = stage.create("c").await;
+        stage.down(B);
+        stage.journal.fault(|commit| inserts(commit, "\"w1\""), [fault]);
+        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+        assert_eq!(stage.journal.rows(), rows(&[("b", "w1")]), "once");
+        stage.up(B).await;
+        stage.drained().await;
+        stage.assert_converged();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_journal_delays_the_ack_that_needs_it_and_loses_nothing() {
+    let stage = Stage::new(33).await;
+    let c = stage.create("c").await;
+    stage.down(B);
+    let pause = std::time::Duration::from_secs(7);
+    stage
+        .journal
+        .fault(|commit| inserts(commit, "\"w1\""), [CommitFault::Slow(pause)]);
+    let before = stage.core.env.now();
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    assert!(stage.core.env.now() - before >= pause, "acked before it was covered");
+    assert_eq!(stage.journal.rows(), rows(&[("b", "w1")]));
+    stage.up(B).await;
+    stage.drained().await;
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_journal_is_away_only_what_needs_no_row_is_taken() {
+    let stage = Stage::new(34).await;
+    let c = stage.create("c").await;
+    stage.journal.set_down(true);
+    seconds(3).await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200, "both nodes are usable");
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+
+    let known = stage.try_create(json!({"name": "c", "get_or_create": true})).await;
+    assert_eq!(known.status, 200, "{}", text(&known));
+    assert!(text(&known).contains(&c.client_id.to_string()));
+
+    for away in [false, true] {
+        if away {
+            stage.down(B);
+        }
+        stage.nodes.iter().for_each(|node| node.forget_requests());
+        assert_eq!(stage.try_create(json!({"name": "new"})).await.status, 503);
+        assert_eq!(
+            stage
+                .try_create(json!({"name": "new", "get_or_create": true}))
+                .await
+                .status,
+            503
+        );
+        assert_eq!(stage.rename(&c, "renamed").await.status, 503);
+        assert_eq!(stage.delete("c").await.status, 503);
+        let database = NamespaceWrite::DeleteDatabase {
+            tenant: TENANT.to_owned(),
+            name: DATABASE.to_owned(),
+        };
+        assert_eq!(stage.namespace(database, serde_json::Value::Null).await.status, 503);
+        if away {
+            let answer = stage.upsert(&c, "x", 2).await;
+            assert_eq!(answer.status, 503, "{}", text(&answer));
+        }
+        for node in &stage.nodes {
+            assert_eq!(
+                node.mutations(),
+                Vec::<String>::new(),
+                "refused before any node sees it"
+            );
+        }
+    }
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
+
+    stage.journal.set_down(false);
+    stage.up(B).await;
+    seconds(3).await;
+    stage.assert_converged();
+    assert_eq!(stage.upsert(&c, "x", 3).await.status, 200);
+    assert_eq!(stage.rename(&c, "renamed").await.status, 200);
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_whose_journal_was_taken_over_never_acks_what_needs_a_row() {
+    let stage = Stage::new(35).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.down(B);
+    stage.journal.steal();
+    let answer = stage.upsert(&c, "x", 2).await;
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+    stage.a().forget_requests();
+    seconds(60).await;
+    assert_eq!(stage.upsert(&c, "x", 3).await.status, 503);
+    assert_eq!(stage.try_create(json!({"name": "new"})).await.status, 503);
+    assert_eq!(stage.delete("c").await.status, 503);
+    assert_eq!(
+        stage.a().mutations(),
+        Vec::<String>::new(),
+        "known by now: refused before any node sees it"
+    );
+    assert_eq!(stage.journal.rows(), vec![]);
+    stage.up(B).await;
+    seconds(60).await;
+    assert_eq!(stage.usable(&c), [A], "what it misses is the successor's to know");
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+}
+
+/// S3: another proxy writes by now, in an order of its own.
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_knows_that_it_was_replaced_writes_nothing_more() {
+    let stage = Stage::new(36).await;
+    let (c, d) = (stage.create("c").await, stage.create("d").await);
+    stage.journal.steal();
+    stage.b().fault("\"w1\"", 1, DISK_FULL);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 503, "this tells it");
+    assert_eq!(stage.usable(&d), [A, B]);
+    stage.nodes.iter().for_each(|node| node.forget_requests());
+    let answer = stage.upsert(&d, "x", 2).await;
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+    for node in &stage.nodes {
+        assert_eq!(node.mutations(), Vec::<String>::new());
+        assert!(node.record_writes().is_empty());
+    }
+}

@@ -1,0 +1,213 @@
+//! Collections, databases, and requests that nobody knows.
+
+use diptych::mirror::{COLLECTION_PLACEHOLDER, NamespaceWrite};
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::fakes::{A, B, DATABASE, Fault, Gate, Stage, TENANT, rows, seconds, text};
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_mutating_route_is_mirrored_with_each_nodes_own_id() {
+    let stage = Stage::new(1).await;
+    let c = stage.create("c").await;
+    let call = |n: u64| {
+        let write = NamespaceWrite::Other {
+            method: Method::POST,
+            path: format!("/api/v2/tenants/{TENANT}/databases/{DATABASE}/collections/{COLLECTION_PLACEHOLDER}/frob"),
+            collection: Some(c.clone()),
+        };
+        stage.namespace(write, json!({"n": n}))
+    };
+    assert_eq!(call(1).await.status, 200);
+    stage.down(B);
+    assert_eq!(call(2).await.status, 200);
+    assert_eq!(stage.contents(A, "c").calls.len(), 2);
+    assert_eq!(stage.contents(B, "c").calls.len(), 1);
+    let missed = stage.journal.payloads_of("b");
+    assert_eq!((missed.len(), missed[0].generation), (1, None));
+    stage.b().forget_requests();
+    stage.up(B).await;
+    stage.drained().await;
+    let id = c.node_id(B).expect("an id");
+    let sent = stage.b().mutations();
+    assert!(sent.len() == 1 && sent[0].contains(&id.to_string()), "{sent:?}");
+    stage.assert_converged();
+
+    seconds(2).await;
+    let mut answers = vec![];
+    for n in 0..12 {
+        answers.push(call(n).await.status);
+    }
+    let expected = [vec![200; 10], vec![429; 2]].concat();
+    assert_eq!(answers, expected, "so many per second");
+    seconds(1).await;
+    assert_eq!(call(99).await.status, 200);
+    assert_eq!(stage.contents(A, "c").calls.len(), 13);
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_reaches_the_node_that_was_away() {
+    let stage = Stage::new(2).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
+    let answer = stage.namespace(NamespaceWrite::Reset, Value::Null).await;
+    assert_eq!(answer.status, 200, "{}", text(&answer));
+    assert_eq!(
+        stage.journal.rows(),
+        rows(&[("b", "reset")]),
+        "what it missed before is moot"
+    );
+    let again = stage.create("c").await;
+    assert_eq!(stage.upsert(&again, "y", 3).await.status, 200);
+    assert_eq!(stage.upsert(&c, "x", 4).await.status, 404);
+    stage.up(B).await;
+    stage.drained().await;
+    stage.assert_converged();
+    assert_eq!(stage.documents(B, "c"), [("y".to_owned(), "w3".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_deleted_while_a_node_is_away_is_deleted_there() {
+    let stage = Stage::new(3).await;
+    let database = |name: &str| NamespaceWrite::CreateDatabase {
+        tenant: TENANT.to_owned(),
+        name: name.to_owned(),
+    };
+    let collection = |name: &str| NamespaceWrite::CreateCollection {
+        tenant: TENANT.to_owned(),
+        database: "other".to_owned(),
+        name: name.to_owned(),
+        get_or_create: false,
+    };
+    assert_eq!(
+        stage
+            .namespace(database("other"), json!({"name": "other"}))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(stage.namespace(collection("c"), json!({"name": "c"})).await.status, 200);
+    let c = stage.core.catalog.by_name(TENANT, "other", "c").expect("created");
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    let delete = NamespaceWrite::DeleteDatabase {
+        tenant: TENANT.to_owned(),
+        name: "other".to_owned(),
+    };
+    assert_eq!(stage.namespace(delete, Value::Null).await.status, 200);
+    assert_eq!(stage.journal.rows(), rows(&[("b", "delete_database")]));
+    assert_eq!(stage.journal.living(), vec![]);
+    stage.up(B).await;
+    stage.drained().await;
+    stage.assert_converged();
+    assert_eq!(stage.b().state().len(), 1, "only the default database is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collection_born_and_gone_while_a_node_is_away_leaves_nothing_on_it() {
+    let stage = Stage::new(4).await;
+    stage.down(B);
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    assert_eq!(stage.delete("c").await.status, 200);
+    stage.b().forget_requests();
+    stage.up(B).await;
+    stage.drained().await;
+    assert_eq!(stage.b().mutations(), Vec::<String>::new());
+    stage.assert_converged();
+    assert!(stage.b().state().values().all(|names| names.is_empty()));
+}
+
+/// S1: a name that is deleted and created again; nothing of the first life touches the second.
+#[tokio::test(start_paused = true)]
+async fn s1_a_name_that_lived_twice_while_a_node_was_away_is_the_second_there() {
+    let stage = Stage::new(5).await;
+    let first = stage.create("c").await;
+    assert_eq!(stage.upsert(&first, "x", 1).await.status, 200);
+    stage.down(B);
+    assert_eq!(stage.upsert(&first, "x", 2).await.status, 200);
+    assert_eq!(stage.delete("c").await.status, 200);
+    let second = stage.create("c").await;
+    assert_eq!(stage.upsert(&second, "y", 3).await.status, 200);
+    stage.up(B).await;
+    stage.drained().await;
+    stage.assert_converged();
+    assert_eq!(stage.documents(B, "c"), [("y".to_owned(), "w3".to_owned())]);
+}
+
+/// S12: blue/green by renames; the names on the way are taken twice.
+#[tokio::test(start_paused = true)]
+async fn s12_a_swap_of_names_while_a_node_was_away_keeps_records_with_their_collection() {
+    let stage = Stage::new(6).await;
+    let blue = stage.create("live").await;
+    assert_eq!(stage.upsert(&blue, "x", 1).await.status, 200);
+    stage.down(B);
+    assert_eq!(stage.rename(&blue, "old").await.status, 200);
+    let green = stage.create("live").await;
+    assert_eq!(stage.upsert(&green, "y", 2).await.status, 200);
+    assert_eq!(stage.upsert(&blue, "x", 3).await.status, 200);
+    stage.up(B).await;
+    stage.drained().await;
+    stage.assert_converged();
+    assert_eq!(stage.documents(B, "live"), [("y".to_owned(), "w2".to_owned())]);
+    assert_eq!(stage.documents(B, "old"), [("x".to_owned(), "w3".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_nobody_answered_ends_as_one_generation_on_both() {
+    let faults = [Fault::ClosedAfter, Fault::ClosedBefore];
+    for (on_a, on_b) in faults
+        .iter()
+        .flat_map(|a| faults.iter().map(move |b| (a.clone(), b.clone())))
+    {
+        let stage = Stage::new(7).await;
+        stage.pause_drain(true);
+        stage.a().fault(
+            "POST /api/v2/tenants/default_tenant/databases/default_database/collections ",
+            1,
+            on_a.clone(),
+        );
+        stage.b().fault(
+            "POST /api/v2/tenants/default_tenant/databases/default_database/collections ",
+            1,
+            on_b.clone(),
+        );
+        stage.b().fault("/heartbeat", 1, Fault::ClosedBefore);
+        let answer = stage.try_create(json!({"name": "c"})).await;
+        assert_eq!(answer.status, 504, "{on_a:?} {on_b:?} {}", text(&answer));
+        assert_eq!(
+            stage.journal.rows(),
+            rows(&[("a", "create_collection"), ("b", "create_collection")])
+        );
+        stage.pause_drain(false);
+        stage.drained().await;
+        let living = stage.journal.living();
+        assert_eq!(living.len(), 1, "{living:?}");
+        assert_eq!(living[0].node_ids.len(), 2);
+        stage.assert_converged();
+        let c = stage.find("c");
+        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+        stage.assert_converged();
+    }
+}
+
+/// The other node answers a create only after the client was.
+#[tokio::test(start_paused = true)]
+async fn a_create_that_one_node_answers_late_is_mapped_and_its_records_follow() {
+    for late in [Fault::None, Fault::ClosedBefore, Fault::ClosedAfter] {
+        let stage = Stage::new(8).await;
+        let gate = Gate::new();
+        stage.b().fault("{\"name\":\"c\"}", 1, Fault::Held(gate.clone()));
+        let c = stage.create("c").await;
+        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+        assert_eq!(stage.usable(&c), [A]);
+        seconds(60).await;
+        gate.open_to(late);
+        stage.drained().await;
+        stage.assert_converged();
+        assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+    }
+}
