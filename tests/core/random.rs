@@ -9,7 +9,7 @@ use diptych::chroma::RecordWrite;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, DISK_FULL, Fault, Gate, LOCKED, Rng, Stage, text, value};
+use crate::fakes::{A, CommitFault, DISK_FULL, Fault, Gate, LOCKED, Rng, Stage, text, value};
 
 const SEEDS: u64 = 40;
 const CLIENTS: u64 = 3;
@@ -145,12 +145,29 @@ fn check(history: &[Written], id: &str, last: Option<u64>) {
     }
 }
 
-async fn run(seed: u64) {
+/// One commit in so many fails, in one way or another.
+fn misbehave_too(stage: &Stage, mut rng: Rng) {
+    let faults: Vec<CommitFault> = (0..1000)
+        .map(|_| match rng.below(4) {
+            0 => CommitFault::Refused,
+            1 => CommitFault::UncertainWritten,
+            2 => CommitFault::UncertainNotWritten,
+            _ => CommitFault::Slow(Duration::from_millis(rng.below(3000))),
+        })
+        .collect();
+    let chance = Mutex::new(rng);
+    stage.journal.fault(move |_| chance.lock().below(8) == 0, faults);
+}
+
+async fn run(seed: u64, journal_fails: bool) {
     let mut rng = Rng::new(seed);
     let stage = Stage::new(seed).await;
     stage.probe();
     let c = stage.create("c").await;
     let history = Arc::new(History::default());
+    if journal_fails {
+        misbehave_too(&stage, Rng::new(rng.next()));
+    }
     for phase in 0..PHASES {
         let faulty = (phase + seed) as usize % 2;
         misbehave(&stage, faulty, Rng::new(rng.next()));
@@ -183,8 +200,7 @@ async fn run(seed: u64) {
     }
 }
 
-#[test]
-fn random_writes_under_random_faults_lose_nothing_and_converge() {
+fn run_seeds(journal_fails: bool) {
     let only = std::env::var("DIPTYCH_TEST_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -193,6 +209,16 @@ fn random_writes_under_random_faults_lose_nothing_and_converge() {
         println!("DIPTYCH_TEST_SEED={seed}");
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_time().start_paused(true).build().expect("a runtime");
-        runtime.block_on(run(seed));
+        runtime.block_on(run(seed, journal_fails));
     }
+}
+
+#[test]
+fn random_writes_under_random_faults_lose_nothing_and_converge() {
+    run_seeds(false);
+}
+
+#[test]
+fn random_writes_under_random_faults_of_node_and_journal_lose_nothing_and_converge() {
+    run_seeds(true);
 }
