@@ -570,7 +570,7 @@ async fn a_commit_that_fails_at_its_end_writes_nothing(url: &str) {
             last,
         ];
         let error = journal.commit(term, &commit).await.unwrap_err();
-        assert!(matches!(error, JournalError::Refused(_)), "{error}");
+        assert!(matches!(error, JournalError::Conflict(_)), "{error}");
         assert_eq!(
             journal.payloads("a", Some(1), 10, ALL).await.unwrap(),
             std::slice::from_ref(&first)
