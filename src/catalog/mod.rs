@@ -270,14 +270,10 @@ impl Catalog {
         }
     }
 
-    /// Nothing speaks of this deleted collection any more.
+    /// No row speaks of this deleted collection any more. Its UUIDs stay known as those of a deleted one: the journal
+    /// has them too, until the next start.
     pub fn forget(&self, collection: &Arc<Collection>) {
-        let mut index = self.index.write();
-        index.by_generation.remove(&collection.generation);
-        index.by_id.remove(&collection.client_id);
-        for id in collection.facts().node_ids.iter().flatten() {
-            index.by_id.remove(id);
-        }
+        self.index.write().by_generation.remove(&collection.generation);
     }
 
     /// Everything is gone (`reset`); the UUIDs stay known as those of deleted collections.

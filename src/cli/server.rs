@@ -33,6 +33,8 @@ const LISTEN_TRIES: usize = 1000;
 const LISTEN_PAUSE: Duration = Duration::from_millis(10);
 /// How long clients wait at start for the first look at the nodes.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// How long after one look at the nodes' collections the next one may follow.
+const SURVEY_PAUSE: Duration = Duration::from_secs(1);
 const JOURNAL_CHECK: Duration = Duration::from_secs(1);
 /// How often a journal that does not answer at start is tried again, a second apart.
 const JOURNAL_TRIES: usize = 30;
@@ -278,6 +280,7 @@ impl BackgroundService for Background {
                 let new = core.cluster.up().any(|node| !core.cluster.node(node).is_surveyed());
                 if core.cluster.is_settled() && new {
                     core.survey().await;
+                    core.env.sleep(SURVEY_PAUSE).await;
                 } else if changes.changed().await.is_err() {
                     return;
                 }

@@ -33,7 +33,7 @@ use crate::mirror::{Core, Scope};
 pub(crate) const ATTEMPTS: i32 = 5;
 /// A lane is handed over to live writes when what is left takes at most so many requests.
 const HANDOVER_STEPS: usize = 8;
-/// After so many rounds of catching up the lane is taken whatever is left: writers were faster.
+/// After so many rounds it is looked whether the backlog still shrinks; if not, writers are faster and the lane is taken.
 const PATIENCE: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -149,6 +149,7 @@ fn work(core: &Core, node: NodeIndex) -> Vec<(Key, Scope)> {
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
     let mut rounds = 0;
+    let mut pending_then = u64::MAX;
     while core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) {
         let pair = &scope.pairs(core)[node];
         if !pair.drainable() {
@@ -171,8 +172,12 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         rounds += 1;
         let steps = combine::plan(&rows).len();
         let is_rest = rows.len() as u64 >= pair.pending() && steps <= HANDOVER_STEPS;
-        if is_rest || rounds > PATIENCE {
-            return hand_over(core, node, scope).await;
+        let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
+        if is_rest || losing {
+            match hand_over(core, node, scope).await {
+                Some(end) => return end,
+                None => continue,
+            }
         }
         if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
             return end;
@@ -183,19 +188,21 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
 
 /// Applies what is left while nothing is added, and lets the node join.
 ///
-/// Live writes wait meanwhile, so a node that does not answer within the grace period, or goes down, gives the lane
-/// back: its request becomes a straggler like any other.
-async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
+/// Live writes wait meanwhile, so the lane is given back (`None`: not the end yet) when the grace period is over or the
+/// node goes down; a request that is under way then becomes a straggler like any other.
+async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<End> {
     let Some(alone) = core.exclusive_of(scope).await else {
-        return End::Pause;
+        return Some(End::Pause);
     };
+    let grace = core.env.sleep(core.settings.mirror_grace);
+    tokio::pin!(grace);
     loop {
         let pair = &scope.pairs(core)[node];
         if pair.pending() > 0 && !pair.drainable() {
-            return End::Done;
+            return Some(End::Done);
         }
         let Ok(rows) = read(core, node, scope).await else {
-            return End::Pause;
+            return Some(End::Pause);
         };
         if rows.is_empty() {
             // Nothing is added while we hold the lane: this is the truth, whatever was counted.
@@ -207,7 +214,7 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
                 "The node is in step with the lane."
             );
             core.cluster.announce_change();
-            return End::Done;
+            return Some(End::Done);
         }
         let (done, mut applied) = oneshot::channel();
         let (job, its_scope) = (core.clone(), scope.clone());
@@ -218,20 +225,24 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             biased;
             step = &mut applied => Some(step),
             () = core.cluster.node(node).until_down() => None,
-            () = core.env.sleep(core.settings.mirror_grace) => None,
+            () = &mut grace => None,
         };
         match in_time {
             Some(Ok(Step::Applied)) => {}
-            Some(Ok(Step::Stop(end))) => return end,
-            Some(Err(_)) => return End::Pause,
+            Some(Ok(Step::Stop(end))) => return Some(end),
+            Some(Err(_)) => return Some(End::Pause),
             None => {
                 pair.straggler_started();
                 core.cluster.node(node).straggler_started();
                 drop(alone);
-                let _ = applied.await;
+                let step = applied.await;
                 pair.straggler_ended();
                 core.cluster.node(node).straggler_ended();
-                return End::Pause;
+                return match step {
+                    Ok(Step::Applied) => None,
+                    Ok(Step::Stop(end)) => Some(end),
+                    Err(_) => Some(End::Pause),
+                };
             }
         }
     }
@@ -344,6 +355,15 @@ pub(crate) async fn needs_repair(
     lsn: i64,
     reason: String,
 ) -> Step {
+    if !core.another_has_authority(scope, node) {
+        // The last that holds everything is never given up (R2): it goes on trying, visibly behind.
+        tracing::error!(
+            node = core.cluster.node(node).name,
+            reason,
+            "No other node could repair this one."
+        );
+        return Step::Stop(End::Pause);
+    }
     let row = core.repair_row(scope, node, ids, None, lsn, reason);
     core.commit_or_retry(scope, vec![node], vec![row]).await;
     Step::Stop(End::Done)

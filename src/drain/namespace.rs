@@ -11,7 +11,7 @@ use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::journal::{Change, CollectionRecord, PayloadRow, RepairRow};
-use crate::mirror::{Core, NodeAnswer, Outcome, Scope};
+use crate::mirror::{Agreement, Core, NodeAnswer, Outcome, Scope};
 
 pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Step {
     let rows = std::slice::from_ref(row);
@@ -36,7 +36,15 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
         op => {
             let answer = core.namespace_job(node, op, &row.body).await;
             match answer.outcome {
-                Outcome::Applied => done(vec![]).await,
+                Outcome::Applied => {
+                    let mut repairs = vec![];
+                    let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
+                    if disagrees && core.another_has_authority(&Scope::Namespace, node) {
+                        let reason = format!("the node took a {} that another had refused", op.label());
+                        repairs.push(core.repair_row(&Scope::Namespace, node, None, None, row.lsn, reason));
+                    }
+                    done(repairs).await
+                }
                 Outcome::Missing => match core
                     .catalog
                     .all()
@@ -69,6 +77,10 @@ fn speaks_of(op: &Op, generation: Generation) -> bool {
 async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &NodeAnswer) -> Step {
     match (&answer.outcome, &answer.response) {
         (Outcome::Refused { .. }, _) => {
+            let agreed = core.compare_outcome(row.lsn, false) == Agreement::Agrees;
+            if agreed || !core.another_has_authority(&Scope::Namespace, node) {
+                return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
+            }
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
             needs_repair(core, node, &Scope::Namespace, None, row.lsn, reason).await
         }
@@ -139,6 +151,7 @@ async fn adopt(
     else {
         return Step::Stop(End::Done);
     };
+    core.compare_outcome(row.lsn, true);
     let scope_is_empty = !existed || is_empty(core, node, tenant, database, id).await;
     // Two nodes that are drained side by side must not both make it known, each with its own id.
     let _one_at_a_time = core.settling.lock().await;

@@ -9,7 +9,7 @@ use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::PayloadRow;
-use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
+use crate::mirror::{Agreement, Core, Ids, NodeAnswer, Outcome, Scope};
 
 /// Sends one batch; a refused one is taken apart, so that only the entry at fault is treated as such.
 pub(super) async fn apply(
@@ -33,14 +33,17 @@ pub(super) async fn apply(
         .send_judged(node, &first.op, NodeRequest::post(path, batch.body), ids)
         .await;
     match answer.outcome {
-        Outcome::Applied if first.refused => {
-            let reason = format!("the node took a {} that the lead had refused", first.op.label());
-            let repair = core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason);
-            finish(core, node, &scope, rows, vec![repair]).await
-        }
         Outcome::Applied => {
             crate::metrics::drained_batch(rows.len());
-            finish(core, node, &scope, rows, vec![]).await
+            let mut repairs = vec![];
+            for row in rows {
+                let unexpected = row.refused || core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
+                if unexpected && core.another_has_authority(&scope, node) {
+                    let reason = format!("the node took a {} that another had refused", row.op.label());
+                    repairs.push(core.repair_row(&scope, node, ids_of(row), None, row.lsn, reason));
+                }
+            }
+            finish(core, node, &scope, rows, repairs).await
         }
         _ if collection.is_deleted() => finish(core, node, &scope, rows, vec![]).await,
         Outcome::Refused { .. } if rows.len() > 1 => {
@@ -59,9 +62,13 @@ pub(super) async fn apply(
         }
         Outcome::Refused { .. } if first.refused => finish(core, node, &scope, rows, vec![]).await,
         Outcome::Refused { .. } => {
-            let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
-            let repair = core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason);
-            finish(core, node, &scope, rows, vec![repair]).await
+            let agreed = core.compare_outcome(first.lsn, false) == Agreement::Agrees;
+            let mut repairs = vec![];
+            if !agreed && core.another_has_authority(&scope, node) {
+                let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
+                repairs.push(core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason));
+            }
+            finish(core, node, &scope, rows, repairs).await
         }
         Outcome::Missing => {
             needs_repair(

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{Core, Decision, Doubt, Outcome, Scope};
+use super::{Core, Decision, Doubt, Outcome, Reply, Scope};
 use crate::chroma::Op;
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairRow};
@@ -53,6 +53,10 @@ impl Core {
         entry: &EntryInfo,
         mut changes: Commit,
     ) -> Covered {
+        if decision.reply == Reply::Indefinite {
+            let nodes = decision.covers.iter().filter(|cover| cover.payload.is_some()).count();
+            self.remember_undecided(entry.lsn, nodes);
+        }
         let mut rows = Vec::new();
         let mut affected = Vec::new();
         let at = self.env.wall();
@@ -164,15 +168,25 @@ impl Core {
             self.catalog_uncertain.fetch_add(1, Ordering::SeqCst);
         }
         let (core, scope) = (self.clone(), scope.clone());
-        self.env.spawn(Box::pin(async move {
+        // Shutdown waits for it: what it writes exists nowhere else.
+        self.spawn_job(async move {
             loop {
                 core.env.sleep(RETRY_PAUSE).await;
                 match core.log.commit(&changes).await {
                     Ok(()) => break,
-                    // It will never be written. Those who need it stay out of the lane; nothing rests on it otherwise.
-                    Err(JournalError::Conflict(_)) => {
+                    // It will never be written. Those who need it are left to repair.
+                    Err(JournalError::Conflict(reason)) => {
                         core.catalog_uncertain
                             .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
+                        let reason = format!("a commit contradicted the log: {reason}");
+                        let repair = |&node: &NodeIndex| {
+                            core.repair_row(&scope, node, None, None, core.log.next_lsn(), reason.clone())
+                        };
+                        let repairs: Commit = affected.iter().map(repair).collect();
+                        let _ = core.log.commit(&repairs).await;
+                        for &node in &affected {
+                            scope.pairs(&core)[node].uncertain_ended();
+                        }
                         return;
                     }
                     // The successor finds out on its own what each node has.
@@ -187,7 +201,7 @@ impl Core {
                 scope.pairs(&core)[node].uncertain_ended();
             }
             core.cluster.announce_change();
-        }));
+        });
         false
     }
 

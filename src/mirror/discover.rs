@@ -21,6 +21,9 @@ type Sighting = Option<Option<CollectionObject>>;
 
 const PAGE: usize = 1000;
 
+/// How many collections are registered by one commit.
+const PART: usize = 200;
+
 /// In how many databases beside the one in its path an unknown UUID is looked for.
 const OTHER_PLACES: usize = 32;
 
@@ -46,11 +49,12 @@ impl Core {
                 .filter(|(t, d)| t.as_str() != tenant || d.as_str() != database)
                 .take(OTHER_PLACES),
         );
-        let mut answered = false;
+        let (mut answered, mut silent) = (false, false);
         for (tenant, database) in places {
             for node in self.namespace_nodes() {
                 let request = NodeRequest::get(node_path::by_id(&tenant, &database, id));
                 let Some(response) = self.bounded_read(node, request).await else {
+                    silent |= self.cluster.node(node).is_up();
                     continue;
                 };
                 answered |= response.status < 500;
@@ -72,7 +76,8 @@ impl Core {
                 return Ok(self.catalog.by_id(id).filter(|collection| !collection.is_deleted()));
             }
         }
-        if answered {
+        // One that is up and gave no answer may have it.
+        if answered && !silent {
             Ok(None)
         } else {
             Err(Answer::unavailable("No node could be asked for this collection."))
@@ -174,16 +179,50 @@ impl Core {
         if asked.is_empty() && !silent.is_empty() {
             return Err(Answer::unavailable("No node could be asked for its collections."));
         }
+        self.learn_aliases(tenant, database, &found).await;
         found.retain(|name, _| self.catalog.by_name(tenant, database, name).is_none());
         for sightings in found.values_mut() {
             for &node in &asked {
                 sightings[node].get_or_insert(None);
             }
         }
-        if found.is_empty() {
-            Ok(())
-        } else {
-            self.register(tenant, database, found).await
+        while !found.is_empty() {
+            // One commit for each part: it has a deadline.
+            let rest = match found.keys().nth(PART).cloned() {
+                Some(key) => found.split_off(&key),
+                None => BTreeMap::new(),
+            };
+            self.register(tenant, database, std::mem::replace(&mut found, rest))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// A node that was not asked when a collection was registered turns out to have one of that name: its UUID becomes an
+    /// alias, so that a delete or a rename reaches it. It has a repair row already.
+    async fn learn_aliases(self: &Arc<Self>, tenant: &str, database: &str, found: &BTreeMap<String, Vec<Sighting>>) {
+        let mut changes: Commit = vec![];
+        for (name, sightings) in found {
+            let Some(known) = self.catalog.by_name(tenant, database, name) else {
+                continue;
+            };
+            for (node, sighting) in sightings.iter().enumerate() {
+                if let Some(Some(object)) = sighting
+                    && known.node_id(node).is_none()
+                    && known.pairs[node].repairs() > 0
+                    && self.catalog.by_id(object.id).is_none()
+                {
+                    let node = self.cluster.node(node).name.clone();
+                    changes.push(Change::PutNodeId {
+                        generation: known.generation,
+                        node,
+                        id: object.id,
+                    });
+                }
+            }
+        }
+        if self.catalog_can_change() {
+            self.commit_or_retry(&Scope::Namespace, vec![], changes).await;
         }
     }
 
@@ -317,7 +356,8 @@ impl Core {
     /// Looks around when a node is up for the first time since the start: what do the nodes hold that the catalog does
     /// not know?
     pub async fn survey(self: &Arc<Self>) {
-        let nodes: Vec<NodeIndex> = self.cluster.up().collect();
+        let nodes = self.namespace_nodes();
+        let mut whole = true;
         let mut places = self.catalog.known_databases();
         for tenant in &self.settings.tenants {
             for node in self.namespace_nodes() {
@@ -336,10 +376,11 @@ impl Core {
         for (tenant, database) in places {
             let _alone = self.exclusive_namespace().await;
             if self.register_database(&tenant, &database).await.is_err() {
+                whole = false;
                 tracing::warn!(tenant, database, "Could not look at all collections of a database.");
             }
         }
-        for node in nodes {
+        for node in nodes.into_iter().filter(|_| whole) {
             self.cluster.node(node).set_surveyed();
         }
     }

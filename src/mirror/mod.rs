@@ -17,7 +17,7 @@ mod on_node;
 mod record;
 mod settle;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::catalog::{Catalog, Collection};
 use crate::chroma::{DeleteBody, Generation, Op};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::env::SharedEnv;
-use crate::journal::{JournalError, Log, RepairRow};
+use crate::journal::{JournalError, Log, Lsn, RepairRow};
 use crate::lane::{Entry, Exclusive, Lane, Pair};
 
 pub use answer::Answer;
@@ -131,8 +131,29 @@ pub struct Core {
     /// Held while the drain makes a collection known that no node had answered for, and while a database's id is
     /// settled: both look first and commit then.
     pub(crate) settling: tokio::sync::Mutex<()>,
+    /// Entries that no node had answered when their client was: what the first node made of them, once it is known, and
+    /// how many nodes have still to say. Kept in memory: after a restart a refusal is compared by repair.
+    undecided: parking_lot::Mutex<BTreeMap<Lsn, Undecided>>,
     unknown_budget: parking_lot::Mutex<(Duration, u32)>,
     missing_checks: parking_lot::Mutex<BTreeSet<(Generation, NodeIndex)>>,
+}
+
+/// An entry that no node had answered when its client was.
+#[derive(Debug)]
+struct Undecided {
+    applied: Option<bool>,
+    nodes_left: usize,
+}
+
+/// Whether a node did with an entry what it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    /// The lead had accepted the entry.
+    Accepted,
+    /// No node had said anything before, or those that did said the same.
+    Agrees,
+    /// Another node did otherwise.
+    Disagrees,
 }
 
 /// Counts a job for as long as it lives.
@@ -173,6 +194,7 @@ impl Core {
             drain_paused: std::sync::atomic::AtomicBool::new(false),
             catalog_uncertain: AtomicU64::new(0),
             settling: tokio::sync::Mutex::default(),
+            undecided: parking_lot::Mutex::default(),
             unknown_budget: parking_lot::Mutex::default(),
             missing_checks: parking_lot::Mutex::default(),
         });
@@ -222,6 +244,45 @@ impl Core {
             let _guard = guard;
             job.await;
         }));
+    }
+
+    /// Remembers an entry that no node has answered.
+    fn remember_undecided(&self, lsn: Lsn, nodes: usize) {
+        let entry = Undecided {
+            applied: None,
+            nodes_left: nodes,
+        };
+        self.undecided.lock().insert(lsn, entry);
+    }
+
+    /// What the drain of a node made of an entry, compared with what others made of it.
+    pub(crate) fn compare_outcome(&self, lsn: Lsn, applied: bool) -> Agreement {
+        let mut undecided = self.undecided.lock();
+        let Some(entry) = undecided.get_mut(&lsn) else {
+            return Agreement::Accepted;
+        };
+        let first = *entry.applied.get_or_insert(applied);
+        entry.nodes_left = entry.nodes_left.saturating_sub(1);
+        if entry.nodes_left == 0 {
+            undecided.remove(&lsn);
+        }
+        if first == applied {
+            Agreement::Agrees
+        } else {
+            Agreement::Disagrees
+        }
+    }
+
+    /// Whether another node holds, alone or together with its log, what this lane holds: only then may a node be left
+    /// to repair (rule R2).
+    pub(crate) fn another_has_authority(&self, scope: &Scope, node: NodeIndex) -> bool {
+        (0..self.cluster.len()).any(|other| {
+            let mapped = match scope {
+                Scope::Namespace => true,
+                Scope::Collection(collection) => collection.node_id(other).is_some(),
+            };
+            other != node && mapped && scope.pairs(self)[other].completes_by_drain()
+        })
     }
 
     /// Whether the catalog can be changed now: the journal answers, and what was committed before is known.

@@ -16,11 +16,11 @@ use uuid::Uuid;
 use super::cover::EntryInfo;
 use super::record::describe;
 use super::settle::settles_by_itself;
-use super::{Answer, Circumstances, Core, NodeAnswer, Outcome, Reply, Scope, decide};
+use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, Reply, Scope, decide};
 use crate::catalog::Collection;
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, Commit};
+use crate::journal::{Change, Commit, RepairRow};
 
 /// Where a raw path has the collection's own UUID.
 pub const COLLECTION_PLACEHOLDER: &str = "{collection}";
@@ -105,6 +105,9 @@ impl Core {
                 if collection.is_deleted() {
                     return Answer::no_such_collection(collection.client_id);
                 }
+                if let Some(answer) = self.taken_elsewhere(&collection, new_name.as_deref()).await {
+                    return answer;
+                }
                 let op = Op::ModifyCollection {
                     generation: collection.generation,
                     new_name: new_name.clone(),
@@ -153,6 +156,20 @@ impl Core {
                 self.mirror(op, body, collection.as_ref(), |_, _| vec![]).await
             }
         }
+    }
+
+    /// Refuses a rename onto a name that some nodes have and others do not: they would disagree on it. Where all have it,
+    /// they refuse it themselves.
+    async fn taken_elsewhere(self: &Arc<Self>, collection: &Collection, new_name: Option<&str>) -> Option<Answer> {
+        let name = new_name?;
+        let facts = collection.facts();
+        let holder = match self.register_name(&facts.tenant, &facts.database, name).await {
+            Ok(holder) => holder?,
+            Err(answer) => return Some(answer),
+        };
+        let everywhere = holder.facts().node_ids.iter().all(Option::is_some);
+        let refused = holder.generation != collection.generation && !everywhere;
+        refused.then(|| Answer::error(409, "ChromaError", format!("Collection [{name}] already exists")))
     }
 
     /// One token per unknown mutating request, so many per second.
@@ -239,6 +256,26 @@ impl Core {
         }
         let lead_applied = matches!(decision.reply, Reply::Of(node) if outcomes[node] == Outcome::Applied);
         let mut changes = if lead_applied { changes(self, &answers) } else { vec![] };
+        if let Op::CreateCollection { generation, .. } = &op
+            && lead_applied
+        {
+            // A node that refuses one create, for want of its database for one, is out for that collection alone.
+            for node in (0..outcomes.len()).filter(|&node| matches!(outcomes[node], Outcome::Refused { .. })) {
+                decision.covers[node] = Cover::default();
+                let source = decision.source.map(|source| self.cluster.node(source).name.clone());
+                changes.push(Change::InsertRepair(RepairRow {
+                    id: self.env.new_id(),
+                    node: self.cluster.node(node).name.clone(),
+                    generation: Some(*generation),
+                    ids: None,
+                    source,
+                    source_marker: None,
+                    lsn,
+                    reason: "the node refused to create the collection".to_owned(),
+                    created_at: self.env.wall(),
+                }));
+            }
+        }
         if let Some(collection) = collection {
             // A node that lost one collection is out for that one, not for the whole namespace.
             for node in (0..outcomes.len()).filter(|&node| outcomes[node] == Outcome::Missing) {

@@ -7,6 +7,30 @@ use crate::fakes::{A, B, DISK_FULL, Fault, Gate, LOCKED, Stage, rows, seconds, t
 
 const WEIRD: &str = r#"{"error":"InternalError","message":"something nobody has seen before"}"#;
 
+/// A request that both nodes refuse, but whose first answer was lost: nothing is left to repair, and nobody is out.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_nobody_answered_and_every_node_refuses_takes_no_node_out() {
+    for b_is_away in [true, false] {
+        let stage = Stage::new(1).await;
+        let c = stage.create("c").await;
+        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+        if b_is_away {
+            stage.down(B);
+        }
+        stage.a().fault("\"bad\"", 1, Fault::ClosedBefore);
+        stage.b().fault("\"bad\"", 1, Fault::ClosedBefore);
+        stage.a().fault("/heartbeat", 1, Fault::ClosedBefore);
+        let bad = json!({"ids": ["bad"], "embeddings": [[1, 2, 3, 4, 5, 6, 7]], "documents": ["bad"]});
+        let answer = stage.write(&c, RecordWrite::Upsert, bad).await;
+        assert_eq!(answer.status, 504, "{}", text(&answer));
+        stage.up(B).await;
+        stage.drained().await;
+        assert_eq!(stage.journal.repairs(), vec![], "B away: {b_is_away}");
+        assert_eq!(stage.usable(&c), [A, B]);
+        stage.assert_converged();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn unknown_on_both_nodes_is_logged_for_both_and_ends_applied_on_both() {
     let stage = Stage::new(1).await;
