@@ -12,6 +12,8 @@ scenarios! {
     a_read_that_fails_on_one_node_is_answered_by_the_other: sqlite;
     big_query_bodies_are_served_with_and_without_a_node: sqlite;
     pages_of_records_fit_together: sqlite;
+    with_lead_consistency_every_read_goes_to_the_first_node: sqlite;
+    with_any_consistency_a_node_that_is_behind_serves_too: sqlite;
 }
 
 const DIMENSION: usize = 128;
@@ -147,4 +149,45 @@ async fn pages_of_records_fit_together(stage: Stage) {
         assert_eq!(pages, full);
     }
     assert_eq!(cluster.assert_equal().await, 69);
+}
+
+async fn with_lead_consistency_every_read_goes_to_the_first_node(stage: Stage) {
+    let options = Options::faults().extra("reads: { consistency: lead }\n");
+    let mut cluster = stage.cluster_with(options).await;
+    let id = filled(&cluster, stage.seed, 10).await;
+    for side in [Side::A, Side::B] {
+        cluster.fault(side).forget();
+    }
+    for _ in 0..20 {
+        cluster.api.op(&id, "get", &json!({"ids": ["x-1"]})).await.ok();
+    }
+    assert_eq!((reads(&cluster, Side::A), reads(&cluster, Side::B)), (20, 0));
+    cluster.down(Side::A).await;
+    for _ in 0..5 {
+        cluster.api.op(&id, "get", &json!({"ids": ["x-1"]})).await.ok();
+    }
+    assert_eq!(reads(&cluster, Side::B), 5);
+}
+
+async fn with_any_consistency_a_node_that_is_behind_serves_too(stage: Stage) {
+    let options = Options::faults().extra("reads: { consistency: any }\n");
+    let mut cluster = stage.cluster_with(options).await;
+    let api = cluster.api.clone();
+    let id = filled(&cluster, stage.seed, 10).await;
+    cluster.down(Side::B).await;
+    api.op(&id, "delete", &json!({"ids": ["x-1"]})).await.ok();
+    let gate = cluster
+        .fault(Side::B)
+        .hold_requests(|seen| seen.is_record_write() && !seen.is_own());
+    cluster.b.restart().await;
+    gate.wait_held(1).await;
+    cluster.a.kill9();
+    for _ in 0..10 {
+        let got = api.op(&id, "get", &json!({"ids": ["x-1"]})).await.ok().json();
+        assert_eq!(got["ids"], json!(["x-1"]), "what B has, though it was deleted");
+    }
+    cluster.a.restart().await;
+    gate.release();
+    cluster.diptych.wait_drained().await;
+    assert_eq!(cluster.assert_equal().await, 9);
 }
