@@ -61,6 +61,15 @@ impl Op {
         matches!(self, Op::Add | Op::Upsert | Op::Update | Op::Delete)
     }
 
+    /// The existing collection that a namespace entry is about, if it is about one.
+    pub fn generation(&self) -> Option<Generation> {
+        match self {
+            Op::ModifyCollection { generation, .. } | Op::DeleteCollection { generation, .. } => Some(*generation),
+            Op::Other { generation, .. } => *generation,
+            _ => None,
+        }
+    }
+
     /// The closed label set of metrics and logs.
     pub fn label(&self) -> &'static str {
         match self {

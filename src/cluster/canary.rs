@@ -51,7 +51,7 @@ impl Node {
 
     async fn prepare_canary(&self) -> Result<Uuid, String> {
         let steps = [
-            ("/api/v2/tenants".to_owned(), format!(r#"{{"name":"{OWN_TENANT}"}}"#)),
+            (node_path::TENANTS.to_owned(), format!(r#"{{"name":"{OWN_TENANT}"}}"#)),
             (node_path::databases(OWN_TENANT), format!(r#"{{"name":"{DATABASE}"}}"#)),
         ];
         for (path, body) in steps {

@@ -24,8 +24,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::chroma::{Generation, node_path};
-use crate::cluster::{NodeIndex, NodeRequest};
+use crate::chroma::Generation;
+use crate::cluster::NodeIndex;
 use crate::journal::{Change, PayloadRow};
 use crate::mirror::{Core, Scope};
 
@@ -38,7 +38,6 @@ const PATIENCE: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 
 /// How work on a lane ended.
@@ -308,15 +307,8 @@ pub(crate) async fn broke(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows
     scope.pairs(core)[node].require_fence();
     let doubt = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
     let _ = core.log.commit(&doubt).await;
-    let probe = core
-        .cluster
-        .node(node)
-        .client
-        .send(NodeRequest::get(node_path::HEARTBEAT));
-    match (crate::env::within(&core.env, PROBE_LIMIT, probe).await, rows.first()) {
-        (Some(Ok(answer)), Some(row)) if answer.is_success() => {
-            failed(core, node, scope, row, "the connection was closed").await
-        }
+    match rows.first() {
+        Some(row) if core.is_alive(node).await => failed(core, node, scope, row, "the connection was closed").await,
         _ => Step::Stop(End::Pause),
     }
 }
@@ -339,7 +331,6 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         core,
         node,
         scope,
-        None,
         row.lsn,
         format!("an entry could not be replayed: {why}"),
     )
@@ -347,14 +338,7 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
 }
 
 /// Writes a repair row: this node is out of this lane until the repair is done.
-pub(crate) async fn needs_repair(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    scope: &Scope,
-    ids: Option<Vec<String>>,
-    lsn: i64,
-    reason: String,
-) -> Step {
+pub(crate) async fn needs_repair(core: &Arc<Core>, node: NodeIndex, scope: &Scope, lsn: i64, reason: String) -> Step {
     if !core.another_has_authority(scope, node) {
         // The last that holds everything is never given up (R2): it goes on trying, visibly behind.
         tracing::error!(
@@ -364,7 +348,7 @@ pub(crate) async fn needs_repair(
         );
         return Step::Stop(End::Pause);
     }
-    let row = core.repair_row(scope, node, ids, None, lsn, reason);
+    let row = core.repair_row(scope, node, None, None, lsn, reason);
     core.commit_or_retry(scope, vec![node], vec![row]).await;
     Step::Stop(End::Done)
 }

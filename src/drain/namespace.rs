@@ -1,7 +1,6 @@
 //! Replaying namespace entries: one at a time, by generation and UUID, looking before leaping where a bare repeat
 //! could hit another generation (design.md R4).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -10,7 +9,7 @@ use super::record::text;
 use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, CollectionRecord, PayloadRow, RepairRow};
+use crate::journal::{Change, PayloadRow};
 use crate::mirror::{Agreement, Core, NodeAnswer, Outcome, Scope};
 
 pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Step {
@@ -45,11 +44,9 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                     }
                     done(repairs).await
                 }
-                Outcome::Missing => match core
-                    .catalog
-                    .all()
-                    .into_iter()
-                    .find(|found| speaks_of(op, found.generation))
+                Outcome::Missing => match op
+                    .generation()
+                    .and_then(|generation| core.catalog.by_generation(generation))
                 {
                     Some(collection) if !collection.is_deleted() => {
                         let scope = Scope::Collection(collection);
@@ -65,14 +62,6 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
     }
 }
 
-fn speaks_of(op: &Op, generation: Generation) -> bool {
-    match op {
-        Op::ModifyCollection { generation: of, .. } | Op::DeleteCollection { generation: of, .. } => *of == generation,
-        Op::Other { generation: of, .. } => *of == Some(generation),
-        _ => false,
-    }
-}
-
 /// What is not a success: waits, counts, or leaves the namespace to repair.
 async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &NodeAnswer) -> Step {
     match (&answer.outcome, &answer.response) {
@@ -82,7 +71,7 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
                 return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
             }
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
-            needs_repair(core, node, &Scope::Namespace, None, row.lsn, reason).await
+            needs_repair(core, node, &Scope::Namespace, row.lsn, reason).await
         }
         (Outcome::Unknown(_), None) => broke(core, node, &Scope::Namespace, std::slice::from_ref(row)).await,
         // It could not, and said so: nothing is wrong with the entry.
@@ -131,7 +120,7 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
         .is_some_and(|other| other.generation != generation)
     {
         let reason = format!("the name {name} belongs to another generation on this node");
-        return needs_repair(core, node, &Scope::Namespace, None, row.lsn, reason).await;
+        return needs_repair(core, node, &Scope::Namespace, row.lsn, reason).await;
     }
     adopt(core, node, row, generation, id, existing.is_some()).await
 }
@@ -155,40 +144,25 @@ async fn adopt(
     let scope_is_empty = !existed || is_empty(core, node, tenant, database, id).await;
     // Two nodes that are drained side by side must not both make it known, each with its own id.
     let _one_at_a_time = core.settling.lock().await;
-    let at = core.env.wall();
     let mut changes = vec![];
     if core.catalog.by_generation(generation).is_none() {
-        changes.push(Change::PutCollection(CollectionRecord {
-            generation,
-            client_id: id,
-            tenant: tenant.clone(),
-            database: database.clone(),
-            name: name.clone(),
-            deleted: false,
-            node_ids: BTreeMap::new(),
-            created_at: at,
-            updated_at: at,
-        }));
+        changes.push(Change::PutCollection(
+            core.new_record(generation, id, tenant, database, name),
+        ));
     }
     if !scope_is_empty {
         // A leftover with this name: it is adopted, but what is in it is not ours.
-        changes.push(Change::InsertRepair(RepairRow {
-            id: core.env.new_id(),
-            node: row.node.clone(),
-            generation: Some(generation),
-            ids: None,
-            source: None,
-            source_marker: None,
-            lsn: row.lsn,
-            reason: "a collection of this name was there already".to_owned(),
-            created_at: at,
-        }));
+        let reason = "a collection of this name was there already".to_owned();
+        changes.push(Change::InsertRepair(core.new_repair(
+            node,
+            Some(generation),
+            None,
+            None,
+            row.lsn,
+            reason,
+        )));
     }
-    changes.push(Change::PutNodeId {
-        generation,
-        node: row.node.clone(),
-        id,
-    });
+    changes.push(core.node_id_change(generation, node, id));
     finish(core, node, &Scope::Namespace, std::slice::from_ref(row), changes).await
 }
 

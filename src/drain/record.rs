@@ -75,7 +75,6 @@ pub(super) async fn apply(
                 core,
                 node,
                 &scope,
-                None,
                 first.lsn,
                 "the node has lost the collection".to_owned(),
             )

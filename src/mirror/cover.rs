@@ -12,7 +12,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{Core, Decision, Doubt, Outcome, Reply, Scope};
-use crate::chroma::Op;
+use crate::chroma::{Generation, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairRow};
 
@@ -111,19 +111,32 @@ impl Core {
         lsn: Lsn,
         reason: String,
     ) -> Change {
-        let row = RepairRow {
+        let row = self.new_repair(node, scope.generation(), ids, source, lsn, reason);
+        self.count_repair(&row);
+        Change::InsertRepair(row)
+    }
+
+    /// A repair row that is counted when it is committed: for a lane that becomes known by the same commit.
+    pub(crate) fn new_repair(
+        &self,
+        node: NodeIndex,
+        generation: Option<Generation>,
+        ids: Option<Vec<String>>,
+        source: Option<String>,
+        lsn: Lsn,
+        reason: String,
+    ) -> RepairRow {
+        RepairRow {
             id: self.env.new_id(),
             node: self.cluster.node(node).name.clone(),
-            generation: scope.generation(),
+            generation,
             ids,
             source,
             source_marker: None,
             lsn,
             reason,
             created_at: self.env.wall(),
-        };
-        self.count_repair(&row);
-        Change::InsertRepair(row)
+        }
     }
 
     /// Takes the row's node out of its lane; once, however often the row is seen.
@@ -265,13 +278,22 @@ impl Core {
         if closed < 2 || closed < outcomes.len() {
             return false;
         }
-        for node in self.cluster.nodes() {
-            let probe = node.client.send(NodeRequest::get("/api/v2/heartbeat"));
-            match crate::env::within(&self.env, PROBE_LIMIT, probe).await {
-                Some(Ok(answer)) if answer.is_success() => {}
-                _ => return false,
+        for node in 0..self.cluster.len() {
+            if !self.is_alive(node).await {
+                return false;
             }
         }
         true
+    }
+
+    /// Whether a node answers a heartbeat right now.
+    pub(crate) async fn is_alive(&self, node: NodeIndex) -> bool {
+        let probe = self
+            .cluster
+            .node(node)
+            .client
+            .send(NodeRequest::get(node_path::HEARTBEAT));
+        let answer = crate::env::within(&self.env, PROBE_LIMIT, probe).await;
+        matches!(answer, Some(Ok(answer)) if answer.is_success())
     }
 }

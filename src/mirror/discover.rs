@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{Answer, Core, Scope};
 use crate::catalog::Collection;
 use crate::chroma::{CollectionObject, Generation, node_path, parse_collection_list, parse_collection_object};
-use crate::cluster::{NodeIndex, NodeRequest};
-use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord, RepairRow};
+use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord};
 
 /// What one node has under a name: `None` if it was not asked or gave no answer.
 type Sighting = Option<Option<CollectionObject>>;
@@ -65,12 +65,7 @@ impl Core {
                 let found = self.register_name(&tenant, &database, &object.name).await?;
                 if let Some(found) = found.filter(|found| found.node_id(node).is_none() && self.catalog_can_change()) {
                     // Known, but not that this node has it: it was not asked at the time, and has a repair row.
-                    let node = self.cluster.node(node).name.clone();
-                    let change = Change::PutNodeId {
-                        generation: found.generation,
-                        node,
-                        id,
-                    };
+                    let change = self.node_id_change(found.generation, node, id);
                     self.commit_or_retry(&Scope::Namespace, vec![], vec![change]).await;
                 }
                 return Ok(self.catalog.by_id(id).filter(|collection| !collection.is_deleted()));
@@ -212,12 +207,7 @@ impl Core {
                     && known.pairs[node].repairs() > 0
                     && self.catalog.by_id(object.id).is_none()
                 {
-                    let node = self.cluster.node(node).name.clone();
-                    changes.push(Change::PutNodeId {
-                        generation: known.generation,
-                        node,
-                        id: object.id,
-                    });
+                    changes.push(self.node_id_change(known.generation, node, object.id));
                 }
             }
         }
@@ -233,26 +223,38 @@ impl Core {
     }
 
     /// All collections of a database on one node.
-    pub(super) async fn list_on_node(
+    async fn list_on_node(
         self: &Arc<Self>,
         node: NodeIndex,
         tenant: &str,
         database: &str,
     ) -> Option<Vec<CollectionObject>> {
-        let mut all = Vec::new();
+        let pages = self.collection_pages(node, tenant, database).await?;
+        Some(pages.into_iter().flat_map(|(_, objects)| objects).collect())
+    }
+
+    /// All collections of a database on one node, page by page, as it gave them and as they read.
+    pub async fn collection_pages(
+        self: &Arc<Self>,
+        node: NodeIndex,
+        tenant: &str,
+        database: &str,
+    ) -> Option<Vec<(NodeResponse, Vec<CollectionObject>)>> {
+        let mut pages = Vec::new();
+        let mut offset = 0;
         loop {
             let path = format!(
-                "{}?limit={PAGE}&offset={}",
-                node_path::collections(tenant, database),
-                all.len()
+                "{}?limit={PAGE}&offset={offset}",
+                node_path::collections(tenant, database)
             );
             let response = self.bounded_read(node, NodeRequest::get(path)).await?;
-            let page = parse_collection_list(&response.body).filter(|_| response.is_success())?;
-            let last = page.len() < PAGE;
-            all.extend(page);
-            if last {
-                return Some(all);
+            let objects = parse_collection_list(&response.body).filter(|_| response.is_success())?;
+            let count = objects.len();
+            pages.push((response, objects));
+            if count < PAGE {
+                return Some(pages);
             }
+            offset += count;
         }
     }
 
@@ -293,26 +295,14 @@ impl Core {
                     Some(_) => "found on both nodes, not compared yet",
                     None => "found on another node only",
                 };
-                changes.push(Change::InsertRepair(RepairRow {
-                    id: self.env.new_id(),
-                    node: self.cluster.node(node).name.clone(),
-                    generation: Some(generation),
-                    ids: None,
-                    source: Some(self.cluster.node(lead).name.clone()),
-                    source_marker: None,
-                    lsn: self.log.next_lsn(),
-                    reason: reason.to_owned(),
-                    created_at: self.env.wall(),
-                }));
+                let source = Some(self.cluster.node(lead).name.clone());
+                let lsn = self.log.next_lsn();
+                let row = self.new_repair(node, Some(generation), None, source, lsn, reason.to_owned());
+                changes.push(Change::InsertRepair(row));
             }
             for node in 0..sightings.len() {
                 if let Some(object) = has(node) {
-                    let node = self.cluster.node(node).name.clone();
-                    changes.push(Change::PutNodeId {
-                        generation,
-                        node,
-                        id: object.id,
-                    });
+                    changes.push(self.node_id_change(generation, node, object.id));
                 }
             }
         }
@@ -326,12 +316,17 @@ impl Core {
                 collection.set_dimension_known();
             }
         }
-        self.cluster.announce_change();
         Ok(())
     }
 
+    /// Sets one node's UUID of a collection.
+    pub(crate) fn node_id_change(&self, generation: Generation, node: NodeIndex, id: Uuid) -> Change {
+        let node = self.cluster.node(node).name.clone();
+        Change::PutNodeId { generation, node, id }
+    }
+
     /// A collection's record as it is first written.
-    pub(super) fn new_record(
+    pub(crate) fn new_record(
         &self,
         generation: Generation,
         client_id: Uuid,

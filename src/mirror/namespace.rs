@@ -20,7 +20,7 @@ use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, Reply, Scop
 use crate::catalog::Collection;
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, Commit, RepairRow};
+use crate::journal::{Change, Commit};
 
 /// Where a raw path has the collection's own UUID.
 pub const COLLECTION_PLACEHOLDER: &str = "{collection}";
@@ -263,17 +263,9 @@ impl Core {
             for node in (0..outcomes.len()).filter(|&node| matches!(outcomes[node], Outcome::Refused { .. })) {
                 decision.covers[node] = Cover::default();
                 let source = decision.source.map(|source| self.cluster.node(source).name.clone());
-                changes.push(Change::InsertRepair(RepairRow {
-                    id: self.env.new_id(),
-                    node: self.cluster.node(node).name.clone(),
-                    generation: Some(*generation),
-                    ids: None,
-                    source,
-                    source_marker: None,
-                    lsn,
-                    reason: "the node refused to create the collection".to_owned(),
-                    created_at: self.env.wall(),
-                }));
+                let reason = "the node refused to create the collection".to_owned();
+                let row = self.new_repair(node, Some(*generation), None, source, lsn, reason);
+                changes.push(Change::InsertRepair(row));
             }
         }
         if let Some(collection) = collection {
@@ -379,11 +371,11 @@ impl Core {
         let mut changes = vec![Change::PutCollection(
             self.new_record(generation, client_id, tenant, database, name),
         )];
-        changes.extend(created.into_iter().map(|(node, id)| Change::PutNodeId {
-            generation,
-            node: self.cluster.node(node).name.clone(),
-            id,
-        }));
+        changes.extend(
+            created
+                .into_iter()
+                .map(|(node, id)| self.node_id_change(generation, node, id)),
+        );
         changes
     }
 

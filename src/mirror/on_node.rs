@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::fan_out::Ids;
 use super::namespace::COLLECTION_PLACEHOLDER;
 use super::{Core, NodeAnswer, Outcome};
-use crate::chroma::{Generation, Op, node_path, parse_collection_object};
+use crate::chroma::{Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::env::BoxFuture;
 
@@ -20,7 +20,9 @@ impl Core {
     /// What carries out a namespace entry on one node; live and in drain.
     pub(crate) fn namespace_job(self: &Arc<Self>, node: NodeIndex, op: &Op, body: &Bytes) -> BoxFuture<NodeAnswer> {
         let (core, op, body) = (self.clone(), op.clone(), body.clone());
-        let collection = generation_of(&op).and_then(|generation| self.catalog.by_generation(generation));
+        let collection = op
+            .generation()
+            .and_then(|generation| self.catalog.by_generation(generation));
         let ids = Ids {
             node: collection.as_ref().and_then(|collection| collection.node_id(node)),
             client: collection.as_ref().map(|collection| collection.client_id),
@@ -48,9 +50,9 @@ impl Core {
                 Op::DeleteDatabase { tenant, name } => {
                     NodeRequest::new(Method::DELETE, node_path::database(tenant, name), None)
                 }
-                Op::CreateTenant { .. } => NodeRequest::post("/api/v2/tenants", body),
+                Op::CreateTenant { .. } => NodeRequest::post(node_path::TENANTS, body),
                 Op::ModifyTenant { name } => NodeRequest::new(Method::PATCH, node_path::tenant(name), Some(body)),
-                Op::Reset => NodeRequest::new(Method::POST, "/api/v2/reset", None),
+                Op::Reset => NodeRequest::new(Method::POST, node_path::RESET, None),
                 Op::Other { method, path, .. } => {
                     let path = match (path.contains(COLLECTION_PLACEHOLDER), ids.node) {
                         (true, Some(id)) => path.replacen(COLLECTION_PLACEHOLDER, &id.to_string(), 1),
@@ -119,13 +121,5 @@ impl Core {
             Some(response) if response.status == 404 => gone(),
             _ => answer,
         }
-    }
-}
-
-fn generation_of(op: &Op) -> Option<Generation> {
-    match op {
-        Op::ModifyCollection { generation, .. } | Op::DeleteCollection { generation, .. } => Some(*generation),
-        Op::Other { generation, .. } => *generation,
-        _ => None,
     }
 }

@@ -13,11 +13,6 @@ use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError};
 use crate::env::BoxFuture;
 use crate::lane::Lane;
 
-/// The name of an operation in a record route.
-pub fn route_of(op: &Op) -> &'static str {
-    op.label()
-}
-
 impl Core {
     /// Queues a record write in its collection's lane and waits for its answer.
     pub async fn submit(
@@ -187,7 +182,7 @@ impl Core {
         let facts = collection.facts();
         Box::pin(async move {
             let Some(id) = id else { return NodeAnswer::skipped() };
-            let path = node_path::record(&facts.tenant, &facts.database, id, route_of(&op));
+            let path = node_path::record(&facts.tenant, &facts.database, id, op.label());
             let ids = Ids {
                 node: Some(id),
                 client: Some(client),

@@ -10,11 +10,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::catalog::Collection;
-use crate::chroma::{Page, Route, node_path, render_list, translate, translate_list, translate_object};
+use crate::chroma::{Page, Route, render_list, translate, translate_list, translate_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::mirror::{Answer, Core};
-
-const PAGE: usize = 1000;
 
 /// Answers a read of the namespace; `raw` is the path with its query.
 pub async fn answer(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
@@ -135,11 +133,11 @@ async fn all_collections(
         let mut unknown = false;
         let mut answered = None;
         for node in spread(core, surveyed_nodes(core)) {
-            let Some((response, bodies)) = all_pages(core, node, tenant, database).await else {
+            let Some(pages) = core.collection_pages(node, tenant, database).await else {
                 continue;
             };
-            for body in &bodies {
-                let shown = translate_list(body, |id| {
+            for (page, _) in &pages {
+                let shown = translate_list(&page.body, |id| {
                     let known = core.catalog.by_id(id).filter(|collection| !collection.is_deleted());
                     unknown |= known.is_none();
                     known
@@ -150,7 +148,7 @@ async fn all_collections(
                     items.entry(id).or_insert(item);
                 }
             }
-            answered = Some(response);
+            answered = pages.into_iter().next().map(|(page, _)| page).or(answered);
             if !unknown && is_complete(&expected, &items) {
                 break;
             }
@@ -183,33 +181,6 @@ fn is_complete(expected: &[Arc<Collection>], items: &BTreeMap<Uuid, String>) -> 
     expected
         .iter()
         .all(|collection| items.contains_key(&collection.client_id) || collection.is_deleted())
-}
-
-/// All collections of a database on a node, as it gave them.
-async fn all_pages(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    tenant: &str,
-    database: &str,
-) -> Option<(NodeResponse, Vec<bytes::Bytes>)> {
-    let mut bodies = Vec::new();
-    let mut offset = 0;
-    loop {
-        let path = format!(
-            "{}?limit={PAGE}&offset={offset}",
-            node_path::collections(tenant, database)
-        );
-        let response = core
-            .bounded_read(node, NodeRequest::get(path))
-            .await
-            .filter(NodeResponse::is_success)?;
-        let count = translate_list(&response.body, Some)?.len();
-        bodies.push(response.body.clone());
-        if count < PAGE {
-            return Some((response, bodies));
-        }
-        offset += count;
-    }
 }
 
 async fn show_database(core: &Arc<Core>, tenant: &str, database: &str, raw: &str) -> Result<Answer, Answer> {

@@ -246,13 +246,12 @@ impl ProxyHttp for Proxy {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        reused: bool,
+        _reused: bool,
         _peer: &HttpPeer,
         fd: std::os::fd::RawFd,
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        ctx.reused = reused;
         if let Some(node) = ctx.node {
             // SAFETY: Pingora holds the connection open during this call.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };

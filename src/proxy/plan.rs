@@ -34,7 +34,6 @@ pub struct Ctx {
     pub label: &'static str,
     pub plan: Plan,
     pub node: Option<NodeIndex>,
-    pub reused: bool,
     pub socket: Option<Arc<Socket>>,
     /// Exchange this UUID for that one in the answer's body.
     pub rewrite: Option<(Uuid, Uuid)>,
@@ -55,7 +54,6 @@ impl Ctx {
             label: "other",
             plan: Plan::AnyNode,
             node: None,
-            reused: false,
             socket: None,
             rewrite: None,
             held: BytesMut::new(),
