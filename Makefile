@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench
+.PHONY: help setup run test model check bench
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -23,13 +23,18 @@ run: ## Start two local Chroma servers, the embedded log and the proxy
 
 test: ## Run all tests, those on real servers included
 	@scripts/setup all
+	cargo test --release --locked --quiet -p diptych-model
+	cargo run --release --locked --quiet -p diptych-model -- fast
 	DIPTYCH_REQUIRE_POSTGRES=1 cargo test --locked --no-fail-fast $(TEST_ARGS)
+
+model: ## Search the model of the protocol: all rules hold, and each is missed when it is off
+	cargo run --release --locked --quiet -p diptych-model -- all
 
 check: ## Formatting, lints, documentation, dependencies
 	@scripts/setup build
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	scripts/check-deps
 
 bench: ## Measure route classification, one writer, and both nodes killed in turn under load
