@@ -303,3 +303,76 @@ pub fn raise_low_water(model: &RecordModel, state: &State, steps: &mut Steps<Sta
         steps.progress(next, || format!("low-water mark at {}", state.low_water + 1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+    use crate::search::Model;
+
+    /// What is written for A and for B, and what the client is told.
+    fn decided(a: Outcome, b: Outcome) -> (&'static str, &'static str, Fate) {
+        let model = RecordModel::new(Config::parse("script=u1").unwrap());
+        let mut state = model.initial();
+        state.fates[0] = Fate::InFlight;
+        let lane = &mut state.proxy_mut().lane;
+        lane.phase = LanePhase::Sent;
+        lane.outcomes = [a, b];
+        decide(&model, &mut state);
+        let fate = state.fates[0];
+        let lane = &state.proxy_mut().lane;
+        let rows = |node: NodeIndex| match (lane.needs_payload[node], lane.needs_repair[node]) {
+            (false, false) => "-",
+            (true, false) => "payload",
+            (false, true) => "repair",
+            (true, true) => "both",
+        };
+        match lane.phase {
+            LanePhase::Idle => ("-", "-", fate),
+            LanePhase::Covering => (rows(0), rows(1), lane.answer),
+            LanePhase::UnknownOnBoth => ("flush", "flush", lane.answer),
+            LanePhase::Sent => panic!("not decided"),
+        }
+    }
+
+    /// The table of docs/protocol.md (I16). Where it logs payload rows for two unknown outcomes, the model asks the
+    /// nodes instead.
+    #[test]
+    fn every_cell_of_the_table() {
+        use Fate::{Acked, Indefinite, Refused as NotDone};
+        use Outcome::{Applied, Failed, Refused, Unknown};
+        let table = [
+            (Applied, Applied, ("-", "-", Acked)),
+            (Applied, Refused, ("-", "both", Acked)),
+            (Applied, Failed, ("-", "payload", Acked)),
+            (Applied, Unknown, ("-", "payload", Acked)),
+            (Refused, Applied, ("-", "repair", NotDone)),
+            (Refused, Refused, ("-", "-", NotDone)),
+            (Refused, Failed, ("-", "-", NotDone)),
+            (Refused, Unknown, ("-", "repair", NotDone)),
+            (Failed, Applied, ("payload", "-", Acked)),
+            (Failed, Refused, ("-", "-", NotDone)),
+            (Failed, Failed, ("-", "-", NotDone)),
+            (Failed, Unknown, ("payload", "payload", Indefinite)),
+            (Unknown, Applied, ("payload", "-", Acked)),
+            (Unknown, Refused, ("repair", "-", NotDone)),
+            (Unknown, Failed, ("payload", "payload", Indefinite)),
+            (Unknown, Unknown, ("flush", "flush", Indefinite)),
+        ];
+        for (a, b, expected) in table {
+            assert_eq!(decided(a, b), expected, "{a:?} / {b:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_skipped_counts_as_failed() {
+        assert_eq!(
+            decided(Outcome::Skipped, Outcome::Applied),
+            ("payload", "-", Fate::Acked)
+        );
+        assert_eq!(
+            decided(Outcome::Unknown, Outcome::Skipped),
+            ("payload", "payload", Fate::Indefinite)
+        );
+    }
+}
