@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test model check bench
+.PHONY: help setup run test model chaos check bench
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -29,6 +29,12 @@ test: ## Run all tests, those on real servers included
 
 model: ## Search the model of the protocol: all rules hold, and each is missed when it is off
 	cargo run --release --locked --quiet -p diptych-model -- all
+
+chaos: ## Random faults for SECONDS (60), with SEED=, JOURNAL=sqlite|postgres|both, FAULTS=all|kill_node,.., KILLS=
+	@scripts/setup all
+	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_SEED=$(SEED) CHAOS_JOURNAL=$(JOURNAL) \
+		CHAOS_FAULTS=$(FAULTS) CHAOS_KILLS=$(KILLS) \
+		cargo test --locked --no-fail-fast --test chaos -- --nocapture $(if $(KILLS),,random_faults)
 
 check: ## Formatting, lints, documentation, dependencies
 	@scripts/setup build

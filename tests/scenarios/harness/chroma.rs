@@ -12,6 +12,9 @@ use super::process::{Process, free_port};
 pub struct ChromaNode {
     pub name: String,
     pub port: u16,
+    host: String,
+    /// What stands before its command line, to run it somewhere else than here.
+    enter: Vec<String>,
     dir: PathBuf,
     log: PathBuf,
     process: Option<Process>,
@@ -20,9 +23,16 @@ pub struct ChromaNode {
 impl ChromaNode {
     /// Starts a server below `dir` and waits until it answers.
     pub async fn start(dir: &Path, name: &str) -> ChromaNode {
+        ChromaNode::start_at(dir, name, "127.0.0.1", Vec::new()).await
+    }
+
+    /// The same with another address to listen on, and words before its command line.
+    pub async fn start_at(dir: &Path, name: &str, host: &str, enter: Vec<String>) -> ChromaNode {
         let mut node = ChromaNode {
             name: name.to_owned(),
             port: free_port(),
+            host: host.to_owned(),
+            enter,
             dir: dir.join(format!("chroma-{name}")),
             log: dir.join(format!("chroma-{name}.log")),
             process: None,
@@ -32,7 +42,7 @@ impl ChromaNode {
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}:{}", self.host, self.port)
     }
 
     /// A client of this node itself, which opens a connection for each request.
@@ -45,7 +55,7 @@ impl ChromaNode {
         for attempt in 1..=5 {
             self.kill9();
             std::fs::create_dir_all(&self.dir).expect("a folder for the node");
-            let mut process = Process::spawn(command(&self.dir, self.port), &self.log, libc::SIGKILL).expect("chroma");
+            let mut process = Process::spawn(self.command(), &self.log, libc::SIGKILL).expect("chroma");
             // Chroma ends with code 0 when its port is taken; a peer that is closing can hold it for a moment.
             if self.answers(&mut process).await {
                 self.process = Some(process);
@@ -93,14 +103,36 @@ impl ChromaNode {
         assert!(self.process.is_none(), "wipe a node that is down");
         std::fs::remove_dir_all(&self.dir).expect("the node's folder");
     }
+
+    fn command(&self) -> Command {
+        let server = server();
+        let Some((program, words)) = self.enter.split_first() else {
+            return self.arguments(server);
+        };
+        let mut command = Command::new(program);
+        command.args(words).arg(server.get_program()).args(server.get_args());
+        self.arguments(command)
+    }
+
+    fn arguments(&self, mut command: Command) -> Command {
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().to_uppercase().starts_with("CHROMA_") {
+                command.env_remove(key);
+            }
+        }
+        command.arg("run").arg("--path").arg(&self.dir);
+        command.args(["--host", &self.host, "--port", &self.port.to_string()]);
+        command.current_dir(&self.dir);
+        command
+    }
 }
 
-/// `chroma run ...`. The launcher of the Python package imports for a second before it calls the server, so the
-/// server is called directly where that package is what we have.
-fn command(dir: &Path, port: u16) -> Command {
+/// `chroma`. The launcher of the Python package imports for a second before it calls the server, so the server is called
+/// directly where that package is what we have.
+fn server() -> Command {
     let launcher = std::env::var_os("DIPTYCH_TEST_CHROMA").map(PathBuf::from);
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
-    let mut command = match launcher {
+    match launcher {
         Some(binary) => Command::new(binary),
         None => {
             let mut python = Command::new(venv.join("python3"));
@@ -109,17 +141,5 @@ fn command(dir: &Path, port: u16) -> Command {
                 .arg("import sys, chromadb_rust_bindings as b; b.cli(['chroma'] + sys.argv[1:])");
             python
         }
-    };
-    for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().to_uppercase().starts_with("CHROMA_") {
-            command.env_remove(key);
-        }
     }
-    command
-        .arg("run")
-        .arg("--path")
-        .arg(dir)
-        .args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-    command.current_dir(dir);
-    command
 }

@@ -85,7 +85,7 @@ async fn compare_once(nodes: &[&ChromaNode], scopes: &[Scope<'_>]) -> Result<Dum
 }
 
 /// `delete` of an id that never exists, in every collection.
-async fn flush(api: &Api) -> Result<(), String> {
+pub async fn flush(api: &Api) -> Result<(), String> {
     for collection in list(api, &mut 0).await? {
         let id = collection["id"].as_str().ok_or("a collection without id")?;
         let answer = api.try_op(id, "delete", &json!({"ids": ["\u{1}never"]})).await?;
@@ -209,7 +209,7 @@ impl Collection {
         })
     }
 
-    fn space(&self) -> &str {
+    pub fn space(&self) -> &str {
         self.configuration["hnsw"]["space"].as_str().unwrap_or("l2")
     }
 
@@ -236,7 +236,7 @@ impl Collection {
 }
 
 impl Record {
-    fn same_as(&self, other: &Record, cosine: bool) -> Result<(), String> {
+    pub fn same_as(&self, other: &Record, cosine: bool) -> Result<(), String> {
         same("document", &self.document, &other.document)?;
         same("metadata", &self.metadata, &other.metadata)?;
         same("uri", &self.uri, &other.uri)?;

@@ -1,7 +1,7 @@
 //! The real binary: configuration file, start, stop, and what it says about itself.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -85,7 +85,7 @@ impl Diptych {
         self.spawn();
         let admin = self.admin();
         eventually(Duration::from_secs(60), "diptych is ready", || {
-            let ended = self.process.as_mut().and_then(Process::exited);
+            let ended = self.ended();
             assert!(ended.is_none(), "diptych ended with {ended:?} instead of getting ready");
             let admin = &admin;
             async move {
@@ -106,6 +106,11 @@ impl Diptych {
         command.arg("run").arg("--config").arg(&self.file);
         command.current_dir(self.file.parent().expect("a folder"));
         self.process = Some(Process::spawn(command, &self.log, libc::SIGKILL).expect("the diptych binary"));
+    }
+
+    /// The exit status if the process ended by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut().and_then(Process::exited)
     }
 
     pub fn kill9(&mut self) {

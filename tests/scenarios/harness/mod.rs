@@ -121,7 +121,7 @@ pub async fn eventually<T, E: Display, F: Future<Output = Result<T, E>>>(
 }
 
 /// The end of every log below a test's folder, the proxy's first.
-fn print_logs(dir: &Path) {
+pub fn print_logs(dir: &Path) {
     const TAIL: usize = 16_000;
     let mut logs: Vec<PathBuf> = std::fs::read_dir(dir)
         .into_iter()
@@ -150,13 +150,13 @@ fn print_logs(dir: &Path) {
 }
 
 /// A turn to run: a few scenarios at once (`DIPTYCH_TEST_PARALLEL`, 3), whatever the number of test threads.
-struct Turn;
+pub struct Turn;
 
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
 impl Turn {
-    fn wait() -> Turn {
+    pub fn wait() -> Turn {
         let limit = std::env::var("DIPTYCH_TEST_PARALLEL")
             .ok()
             .and_then(|n| n.parse().ok())

@@ -44,11 +44,15 @@ impl Process {
         Ok(Process { child, ended: None })
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal to the whole process group; a process that has ended is left alone.
     pub fn signal(&mut self, signal: i32) {
         if self.exited().is_none() {
             // SAFETY: the child was not reaped yet (`exited`), so its group id cannot have been reused.
-            unsafe { libc::kill(-(self.child.id() as i32), signal) };
+            unsafe { libc::kill(-(self.id() as i32), signal) };
         }
     }
 
