@@ -2,37 +2,44 @@
 //! read-only routes of the system that Diptych replaces (design.md 10).
 //!
 //! [`Admin::public`] is answered on the proxy port too, where Chroma has no such routes; [`Admin::private`] on the admin
-//! port only. Nothing here changes anything.
+//! port only. Nothing of that changes anything; what does, or shows what clients wrote, is under `/admin/` (`verbs`) and
+//! guarded (`guard`).
 
 mod collector;
+mod guard;
 mod serve;
 mod state;
 mod status;
 mod tools;
+mod verbs;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use prometheus::{Encoder, Registry, TEXT_FORMAT, TextEncoder};
 
+use crate::chroma::Refusal;
 use crate::mirror::{Answer, Core};
 
 pub use collector::register;
+pub use guard::Guard;
 pub use serve::AdminPort;
 
 /// Answers questions about this process.
 pub struct Admin {
     core: Arc<Core>,
     registry: Registry,
+    guard: Guard,
     listening: AtomicBool,
 }
 
 impl Admin {
-    pub fn new(core: Arc<Core>, registry: Registry) -> Self {
+    pub fn new(core: Arc<Core>, registry: Registry, guard: Guard) -> Self {
         Self {
             core,
             registry,
+            guard,
             listening: AtomicBool::new(false),
         }
     }
@@ -60,13 +67,16 @@ impl Admin {
     }
 
     /// What the admin port answers.
-    pub async fn private(&self, method: &Method, path: &str, query: Option<&str>) -> Answer {
+    pub async fn private(&self, method: &Method, path: &str, query: Option<&str>, headers: &HeaderMap) -> Answer {
+        if let Some(verb) = verbs::find(method, path) {
+            return match (self.guard.check(headers), verb) {
+                (Err(refused), _) => refused_answer(refused),
+                (Ok(()), Ok(verb)) => verbs::carry_out(&self.core, verb, query).await,
+                (Ok(()), Err(allowed)) => not_allowed(allowed),
+            };
+        }
         if !is_read(method) {
-            let mut answer = Answer::error(405, "MethodNotAllowed", "This port answers GET and HEAD only.");
-            answer
-                .headers
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+            return not_allowed("GET, HEAD");
         }
         if let Some(answer) = self.public(method, path, query).await {
             return answer;
@@ -90,6 +100,22 @@ impl Admin {
             Err(error) => Answer::error(500, "InternalError", error.to_string()),
         }
     }
+}
+
+fn refused_answer(refused: Refusal) -> Answer {
+    let asks_for_token = refused.status == 401;
+    let mut answer = Answer::from(refused);
+    if asks_for_token {
+        let value = HeaderValue::from_static("Bearer");
+        answer.headers.insert(header::WWW_AUTHENTICATE, value);
+    }
+    answer
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = Answer::error(405, "MethodNotAllowed", format!("This path takes {allowed} only."));
+    answer.headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
 }
 
 fn is_read(method: &Method) -> bool {

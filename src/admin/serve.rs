@@ -20,7 +20,8 @@ impl ServeHttp for AdminPort {
             Some((path, query)) => (path, Some(query)),
             None => (raw.as_str(), None),
         };
-        let answer = self.0.private(&method, path, query).await;
+        let headers = header.headers.clone();
+        let answer = self.0.private(&method, path, query, &headers).await;
         let length = http::HeaderValue::from(answer.body.len());
         let body = if method == http::Method::HEAD {
             Vec::new()

@@ -149,7 +149,7 @@ mod tests {
         let (first, second, third) = (Pair::default(), Pair::default(), Pair::default());
         first.add_pending(3, 300, 20);
         second.add_pending(1, 50, 10);
-        second.add_repair();
+        second.add_repair(false);
         third.straggler_started();
         let mut state = NodeState::default();
         assert!(state.in_sync());

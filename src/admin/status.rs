@@ -87,8 +87,11 @@ fn lane(core: &Core, node: NodeIndex, lane: &OpenLane) -> Value {
     })
 }
 
-fn repair(core: &Core, row: &RepairRow) -> Value {
+pub fn repair(core: &Core, row: &RepairRow) -> Value {
     json!({
+        "id": row.id,
+        "kind": row.kind.label(),
+        "parked": row.parked,
         "node": row.node,
         "scope": if row.generation.is_some() { "collection" } else { "namespace" },
         "collection": collection(core, row.generation),

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::state::gather;
-use super::status::{collection, time};
+use super::status::{repair, time};
+use super::verbs::shown;
 use crate::catalog::Collection;
-use crate::journal::PayloadRow;
+use crate::journal::RepairRow;
 use crate::mirror::{Answer, Core};
 
 /// How many parked entries `/admin/wal_errors` shows.
@@ -16,14 +17,14 @@ const SHOWN: usize = 100;
 
 /// A part of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
-    offset: usize,
-    limit: usize,
+pub struct Part {
+    pub offset: usize,
+    pub limit: usize,
 }
 
 impl Part {
     /// From `limit` and `offset` in a query; without them, everything.
-    fn of(query: Option<&str>) -> Result<Self, String> {
+    pub fn of(query: Option<&str>) -> Result<Self, String> {
         let mut part = Self {
             offset: 0,
             limit: usize::MAX,
@@ -80,7 +81,7 @@ pub fn wal_count(core: &Core) -> Answer {
     Answer::json(200, body.to_string())
 }
 
-/// Entries that were given up on until someone decides.
+/// Entries and repairs that were given up on until someone decides.
 pub async fn wal_errors(core: &Arc<Core>) -> Answer {
     let (done, rows) = tokio::sync::oneshot::channel();
     let asking = core.clone();
@@ -92,24 +93,22 @@ pub async fn wal_errors(core: &Arc<Core>) -> Answer {
         return Answer::unavailable("The log does not answer.");
     };
     let total: u64 = gather(core).iter().map(|state| state.parked).sum();
-    let errors: Vec<Value> = rows.iter().map(|row| parked(core, row)).collect();
-    let count = total.max(errors.len() as u64);
+    let mut errors: Vec<Value> = rows.iter().map(|row| shown(core, row)).collect();
+    let mut repairs = core.repairs.lock().clone();
+    repairs.retain(|row| row.parked.is_some());
+    let count = total.max(errors.len() as u64) + repairs.len() as u64;
+    errors.extend(repairs.iter().rev().take(SHOWN).map(|row| failed_repair(core, row)));
     let body = json!({ "recent_errors": errors, "error_count": count });
     Answer::json(200, body.to_string())
 }
 
-fn parked(core: &Core, row: &PayloadRow) -> Value {
-    json!({
-        "id": row.id,
-        "node": row.node,
-        "lsn": row.lsn,
-        "operation": row.op.label(),
-        "collection": collection(core, row.generation),
-        "error": row.parked,
-        "attempts": row.attempts,
-        "bytes": row.body.len(),
-        "created_at": time(row.created_at),
-    })
+/// A repair that was given up on, in the form of an entry.
+fn failed_repair(core: &Core, row: &RepairRow) -> Value {
+    let mut value = repair(core, row);
+    value["operation"] = json!("repair");
+    value["error"] = json!(row.parked);
+    value["created_at"] = value["since"].take();
+    value
 }
 
 #[cfg(test)]

@@ -232,6 +232,21 @@ impl Catalog {
         index.by_id.insert(id, collection.clone());
     }
 
+    /// The node is not the server that had these UUIDs; the journal has forgotten them already.
+    pub fn forget_node_ids(&self, node: NodeIndex) {
+        let mut index = self.index.write();
+        let collections: Vec<_> = index.by_generation.values().cloned().collect();
+        for collection in collections {
+            let mut facts = Facts::clone(&collection.facts.load());
+            if let Some(id) = facts.node_ids[node].take() {
+                if id != collection.client_id {
+                    index.by_id.remove(&id);
+                }
+                collection.facts.store(Arc::new(facts));
+            }
+        }
+    }
+
     pub fn rename(&self, collection: &Arc<Collection>, name: &str, at: DateTime<Utc>) {
         let mut index = self.index.write();
         let mut facts = Facts::clone(&collection.facts.load());

@@ -17,14 +17,15 @@ use tokio::runtime::Runtime;
 
 use super::shutdown::{AtEnd, Ending, Once, Signals};
 use super::status::reachable;
-use crate::admin::{self, Admin, AdminPort};
+use crate::admin::{self, Admin, AdminPort, Guard};
 use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
-use crate::config::Config;
+use crate::config::{Config, LogPayload};
 use crate::drain::drain_node;
 use crate::env::{SharedEnv, TokioEnv};
 use crate::journal::{self, Log};
-use crate::mirror::{Core, Settings};
+use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, recover};
 use crate::proxy::{self, Proxy};
+use crate::repair;
 
 /// How long shutdown waits for writes that are under way, beyond Pingora's own grace period.
 const LAST_WAIT: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// How long after one look at the nodes' collections the next one may follow.
 const SURVEY_PAUSE: Duration = Duration::from_secs(1);
 const JOURNAL_CHECK: Duration = Duration::from_secs(1);
+/// How often the low-water mark is written, if it has moved.
+const LOW_WATER: Duration = Duration::from_millis(100);
 /// How often a journal that does not answer at start is tried again, a second apart.
 const JOURNAL_TRIES: usize = 30;
 /// An old process goes on accepting for so long after it has handed over its sockets; Pingora's constant.
@@ -90,7 +93,7 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
     let (core, cluster, env) = runtime.block_on(build_core(&config, &runtime))?;
     let registry = prometheus::default_registry().clone();
     let metrics = Arc::new(admin::register(&registry, &core).map_err(|error| error.to_string())?);
-    let admin = Arc::new(Admin::new(core.clone(), registry));
+    let admin = Arc::new(Admin::new(core.clone(), registry, Guard::of(&config.admin)));
 
     let health = &config.health;
     let thresholds = Thresholds {
@@ -193,6 +196,7 @@ fn finish(core: &Arc<Core>, runtime: Runtime) {
         if drained.await.is_none() {
             tracing::warn!("Some work did not end in time.");
         }
+        waiting.log.store_low_water().await;
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
@@ -229,7 +233,23 @@ async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Ar
         drain_bytes: usize::try_from(config.drain.batch_bytes).unwrap_or(usize::MAX),
         drain_concurrency: config.drain.concurrency,
         unknown_per_second: 10,
-        tenants: vec!["default_tenant".to_owned()],
+        tenants: std::iter::once("default_tenant")
+            .chain(config.namespace.tenants.iter().map(String::as_str))
+            .map(str::to_owned)
+            .collect(),
+        databases: (config.namespace.databases.iter())
+            .map(|name| (name.tenant.clone(), name.database.clone()))
+            .collect(),
+        log_payloads: config.wal.payload == LogPayload::Always,
+        when_unavailable: config.wal.when_unavailable,
+        log_bytes: config.wal.max_bytes,
+        log_age: config.wal.max_age,
+        heal: config.heal,
+        repair_concurrency: config.repair.concurrency,
+        repair_records: config.repair.batch_records,
+        repair_rate: config.repair.rate,
+        verify_interval: config.verify.interval,
+        verify_sample: config.verify.sample,
     };
     let core = Core::load(env.clone(), cluster.clone(), log, settings)
         .await
@@ -271,7 +291,12 @@ impl BackgroundService for Background {
     async fn start_with_ready_notifier(&self, mut shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         for node in 0..self.core.cluster.len() {
             self.core.env.spawn(Box::pin(drain_node(self.core.clone(), node)));
+            self.core.env.spawn(Box::pin(keep_checkpoints(self.core.clone(), node)));
+            self.core
+                .env
+                .spawn(Box::pin(repair::repair_node(self.core.clone(), node)));
         }
+        self.core.env.spawn(Box::pin(keep_intents(self.core.clone())));
         let core = self.core.clone();
         self.core.env.spawn(Box::pin(async move {
             let mut changes = core.cluster.watch_changes();
@@ -284,6 +309,18 @@ impl BackgroundService for Background {
                 } else if changes.changed().await.is_err() {
                     return;
                 }
+            }
+        }));
+        self.core.env.spawn(Box::pin(recover(self.core.clone())));
+        self.core.env.spawn(Box::pin(keep_suspects(self.core.clone())));
+        self.core
+            .env
+            .spawn(Box::pin(repair::jobs::keep_verifying(self.core.clone())));
+        let core = self.core.clone();
+        self.core.env.spawn(Box::pin(async move {
+            loop {
+                core.env.sleep(LOW_WATER).await;
+                core.log.store_low_water().await;
             }
         }));
         let core = self.core.clone();

@@ -4,6 +4,7 @@
 //! node never saw it) and *broken* (the node may have it). The client has no timeouts of its own: dropping a request
 //! makes Chroma cancel it half-way (chroma-facts.md 3.4), so callers stop waiting but let it run on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,10 +12,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioTimer;
+use tokio::sync::{oneshot, watch};
+use tower_service::Service;
 
 use crate::chroma::Refusal;
+use crate::env::BoxFuture;
 
 /// A request to a node; the path is raw, with its query.
 #[derive(Debug, Clone)]
@@ -89,9 +94,23 @@ pub struct StreamedResponse {
     pub body: StreamedBody,
 }
 
+/// A connection to a node that is kept: as long as it lives, the node is the process that accepted it.
+#[async_trait]
+pub trait Held: Send + Sync + 'static {
+    /// Sends over this very connection and waits for the whole answer. One request at a time; whoever stops waiting
+    /// does not cut it.
+    async fn send(&self, request: NodeRequest) -> Result<NodeResponse, SendError>;
+
+    /// Ends when the connection has ended; does not keep it.
+    fn until_ended(&self) -> BoxFuture<()>;
+}
+
 /// How the core talks to a node.
 #[async_trait]
 pub trait NodeClient: Send + Sync + 'static {
+    /// Opens a connection of its own and keeps it until the last reference to it is dropped.
+    async fn hold(&self) -> Result<Arc<dyn Held>, SendError>;
+
     /// Sends and waits for the head of the answer, for as long as the connection lives.
     async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError>;
 
@@ -109,6 +128,8 @@ pub trait NodeClient: Send + Sync + 'static {
 /// [`NodeClient`] over HTTP/1.1 with pooled connections, all of which live on one runtime.
 pub struct HttpNodeClient {
     client: Client<HttpConnector, Full<Bytes>>,
+    connector: HttpConnector,
+    runtime: tokio::runtime::Handle,
     authority: String,
 }
 
@@ -138,27 +159,114 @@ impl HttpNodeClient {
         connector.set_keepalive_retries(Some(4));
         #[cfg(target_os = "linux")]
         connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-        let client = Client::builder(OnRuntime(runtime))
+        let client = Client::builder(OnRuntime(runtime.clone()))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector);
+            .build(connector.clone());
         Self {
             client,
+            connector,
+            runtime,
             authority: authority.to_owned(),
         }
     }
 }
 
+/// [`Held`] over HTTP/1.1.
+struct HttpHeld {
+    sender: Arc<tokio::sync::Mutex<http1::SendRequest<Full<Bytes>>>>,
+    runtime: tokio::runtime::Handle,
+    authority: String,
+    ended: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Held for HttpHeld {
+    async fn send(&self, request: NodeRequest) -> Result<NodeResponse, SendError> {
+        let path = request.path.clone();
+        let request = match build(request, &path, Some(&self.authority)) {
+            Ok(request) => request,
+            Err(error) => return Err(SendError::Local(error.to_string())),
+        };
+        let (done, answer) = oneshot::channel();
+        let sender = self.sender.clone();
+        // On a task of its own: dropping a request under way would close the connection.
+        self.runtime.spawn(async move {
+            let _ = done.send(send_over(&sender, request).await);
+        });
+        let ended = || Err(SendError::Broken("the connection ended".to_owned()));
+        answer.await.unwrap_or_else(|_| ended())
+    }
+
+    fn until_ended(&self) -> BoxFuture<()> {
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            let _ = ended.wait_for(|ended| *ended).await.is_ok();
+        })
+    }
+}
+
+async fn send_over(
+    sender: &tokio::sync::Mutex<http1::SendRequest<Full<Bytes>>>,
+    request: http::Request<Full<Bytes>>,
+) -> Result<NodeResponse, SendError> {
+    let broken = |error: hyper::Error| SendError::Broken(chain(&error));
+    let mut sender = sender.lock().await;
+    sender
+        .ready()
+        .await
+        .map_err(|error| SendError::NotSent(chain(&error)))?;
+    let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+    Ok(NodeResponse {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.collect().await.map_err(broken)?.to_bytes(),
+    })
+}
+
+/// `host` is sent where the connection is not opened from the URI.
+fn build(request: NodeRequest, uri: &str, host: Option<&str>) -> Result<http::Request<Full<Bytes>>, http::Error> {
+    let mut builder = http::Request::builder().method(request.method).uri(uri);
+    if let Some(host) = host {
+        builder = builder.header(header::HOST, host);
+    }
+    if request.body.is_some() {
+        builder = builder.header(header::CONTENT_TYPE, "application/json");
+    }
+    builder.body(Full::new(request.body.unwrap_or_default()))
+}
+
 #[async_trait]
 impl NodeClient for HttpNodeClient {
+    async fn hold(&self) -> Result<Arc<dyn Held>, SendError> {
+        let uri = http::Uri::try_from(format!("http://{}/", self.authority))
+            .map_err(|error| SendError::Local(error.to_string()))?;
+        let stream = self.connector.clone().call(uri).await.map_err(|error| {
+            if is_of_node(&error) {
+                SendError::NotSent(chain(&error))
+            } else {
+                SendError::Local(chain(&error))
+            }
+        })?;
+        let (sender, connection) = http1::handshake(stream)
+            .await
+            .map_err(|error| SendError::Broken(chain(&error)))?;
+        let (end, ended) = watch::channel(false);
+        self.runtime.spawn(async move {
+            let _ = connection.await;
+            end.send_replace(true);
+        });
+        Ok(Arc::new(HttpHeld {
+            sender: Arc::new(tokio::sync::Mutex::new(sender)),
+            runtime: self.runtime.clone(),
+            authority: self.authority.clone(),
+            ended,
+        }))
+    }
+
     async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError> {
-        let mut builder = http::Request::builder()
-            .method(request.method)
-            .uri(format!("http://{}{}", self.authority, request.path));
-        if request.body.is_some() {
-            builder = builder.header(header::CONTENT_TYPE, "application/json");
-        }
-        let request = match builder.body(Full::new(request.body.unwrap_or_default())) {
+        let uri = format!("http://{}{}", self.authority, request.path);
+        let request = match build(request, &uri, None) {
             Ok(request) => request,
             // A name too long for a path, for one: the request's fault, and no node's.
             Err(error) => return Ok(unsendable(&error)),

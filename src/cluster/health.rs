@@ -3,9 +3,13 @@
 //! | what happens | effect |
 //! |---|---|
 //! | `unhealthy_after` probes in a row fail | down |
-//! | a request cannot connect | down at once |
-//! | `healthy_after` probes in a row pass, then a canary write returns | up |
+//! | nobody can connect, or the connection that is held ends | down at once, and not verified |
+//! | `healthy_after` probes in a row pass, then a canary write returns, and the node is verified | up |
 //! | the last node that is up fails its probes | kept: it may still serve, nothing else can |
+//!
+//! *Verified* (design.md 9) is a node that was asked who it is, over a connection that is held from before it was asked:
+//! as long as that lives, nobody else can have taken its place. A node whose process may be another one is never kept,
+//! not even as the last: it could be empty.
 //!
 //! A probe is a heartbeat and then a read that goes through SQLite, because heartbeats pass on a node that can serve
 //! nothing (chroma-facts.md 8.1).
@@ -25,9 +29,12 @@ use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery};
 use tokio::sync::oneshot;
 
 use super::Cluster;
-use super::client::NodeRequest;
-use super::node::{Node, NodeIndex};
+use super::client::{Held, NodeRequest, SendError};
+use super::node::{Node, NodeIndex, Observed};
 use crate::env::{SharedEnv, within};
+
+/// How long it may take to open the connection that is held.
+const HOLD_LIMIT: Duration = Duration::from_secs(5);
 
 /// How probes are judged.
 #[derive(Debug, Clone, Copy)]
@@ -72,17 +79,25 @@ struct Prober {
     thresholds: Thresholds,
 }
 
+/// Why a probe failed.
+enum Failure {
+    /// Nobody answers there: whoever does next may be someone else.
+    Connect(String),
+    Probe(String),
+}
+
 struct Probe {
     shared: Arc<Prober>,
 }
 
 impl Prober {
-    async fn probe(&self, node: &Node) -> Result<(), String> {
-        if within(&self.env, self.thresholds.timeout, resolve(node))
-            .await
-            .is_none()
-        {
-            return Err("no address in time".to_owned());
+    async fn probe(&self, node: &Node) -> Result<(), Failure> {
+        match within(&self.env, self.thresholds.timeout, resolve(node)).await {
+            None => return Err(Failure::Probe("no address in time".to_owned())),
+            Some(true) => self
+                .cluster
+                .report_unverified(node.index, "its name leads to another address now"),
+            Some(false) => {}
         }
         for path in ["/api/v2/heartbeat", "/api/v2/tenants/default_tenant"] {
             let answer = within(
@@ -92,9 +107,15 @@ impl Prober {
             )
             .await;
             match answer {
-                None => return Err(format!("{path}: no answer in {:?}", self.thresholds.timeout)),
-                Some(Err(error)) => return Err(format!("{path}: {error}")),
-                Some(Ok(answer)) if answer.status >= 500 => return Err(format!("{path}: status {}", answer.status)),
+                None => {
+                    let reason = format!("{path}: no answer in {:?}", self.thresholds.timeout);
+                    return Err(Failure::Probe(reason));
+                }
+                Some(Err(error @ SendError::NotSent(_))) => return Err(Failure::Connect(format!("{path}: {error}"))),
+                Some(Err(error)) => return Err(Failure::Probe(format!("{path}: {error}"))),
+                Some(Ok(answer)) if answer.status >= 500 => {
+                    return Err(Failure::Probe(format!("{path}: status {}", answer.status)));
+                }
                 Some(Ok(_)) => {}
             }
         }
@@ -104,7 +125,14 @@ impl Prober {
     /// Runs on the core's runtime, where the node's client keeps its connections.
     async fn run(self: Arc<Self>, index: NodeIndex) -> Result<(), String> {
         let node = self.cluster.node(index).clone();
-        let outcome = self.probe(&node).await;
+        let outcome = match self.probe(&node).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Connect(reason)) => {
+                self.cluster.report_connect_failure(index, &reason);
+                Err(reason)
+            }
+            Err(Failure::Probe(reason)) => Err(reason),
+        };
         let wants_canary = node.observe_probe(&outcome, self.thresholds.healthy_after);
         self.cluster.conclude();
         if wants_canary {
@@ -115,15 +143,25 @@ impl Prober {
     }
 
     async fn run_canary(&self, node: &Node) {
-        let outcome = within(&self.env, self.thresholds.canary_timeout, node.canary())
-            .await
-            .unwrap_or_else(|| Err("canary: no answer in time".to_owned()));
-        if let Err(reason) = &outcome {
-            tracing::warn!(node = node.name, reason, "The canary write failed.");
+        let limit = self.thresholds.canary_timeout;
+        if node.is_verified() {
+            let outcome = canary(&self.env, node, limit).await;
+            node.observe_canary(outcome);
+            self.cluster.conclude();
+        } else {
+            let _ = self.cluster.verify(&self.env, node.index, limit).await;
         }
-        node.observe_canary(outcome);
-        self.cluster.conclude();
     }
+}
+
+async fn canary(env: &SharedEnv, node: &Node, limit: Duration) -> Result<(), String> {
+    let outcome = within(env, limit, node.canary())
+        .await
+        .unwrap_or_else(|| Err("canary: no answer in time".to_owned()));
+    if let Err(reason) = &outcome {
+        tracing::warn!(node = node.name, reason, "The canary write failed.");
+    }
+    outcome
 }
 
 #[async_trait]
@@ -166,25 +204,37 @@ impl HealthCheck for Probe {
 }
 
 /// Looks the node's name up when it is not known yet or the last probe failed; reads connect to the address. Of several,
-/// the first that accepts a connection.
-async fn resolve(node: &Node) {
+/// the one that is known already, or the first that accepts a connection. Returns whether it is another than before.
+async fn resolve(node: &Node) -> bool {
     if node.address().is_some() && node.last_error().is_none() {
-        return;
+        return false;
     }
     let addresses: Vec<SocketAddr> = match tokio::net::lookup_host(&node.authority).await {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
             tracing::warn!(node = node.name, %error, "Could not resolve the node's name.");
-            return;
+            return false;
         }
     };
     if let [only] = addresses.as_slice() {
         return node.set_address(*only);
     }
-    for address in addresses {
+    let known = node.address().filter(|known| addresses.contains(known));
+    for address in known.into_iter().chain(addresses) {
         if tokio::net::TcpStream::connect(address).await.is_ok() {
             return node.set_address(address);
         }
+    }
+    false
+}
+
+impl Observed {
+    /// Whoever answers there next may be someone else.
+    fn doubt_identity(&mut self, reason: &str) {
+        self.failures += 1;
+        self.canary_passed = false;
+        self.verified = false;
+        self.last_error = Some(reason.to_owned());
     }
 }
 
@@ -238,27 +288,100 @@ impl Node {
 }
 
 impl Cluster {
-    /// A request could not connect to this node, or its connection broke: it is down until probes pass again.
+    /// A request could not connect to this node: it is down until probes pass again and it has said who it is.
     pub fn report_connect_failure(&self, index: NodeIndex, reason: &str) {
         {
             let mut observed = self.node(index).observed.lock();
             observed.failed_passively = true;
-            observed.failures += 1;
-            observed.canary_passed = false;
             observed.passed_since_failure = 0;
-            observed.last_error = Some(reason.to_owned());
+            observed.doubt_identity(reason);
         }
         self.conclude();
     }
 
+    /// It may not be the node that was admitted: it is down until it has said who it is.
+    pub fn report_unverified(&self, index: NodeIndex, reason: &str) {
+        self.node(index).observed.lock().doubt_identity(reason);
+        self.conclude();
+    }
+
+    /// Finds out who a node is and lets it in: holds a connection to it, waits for a canary write, has it admitted.
+    /// For those who embed the core without [`health_service`], before [`Cluster::observe`]; one at a time per node.
+    ///
+    /// The connection comes first: what is read later is then said by the process that is held, and should that end
+    /// meanwhile, nothing of this counts.
+    ///
+    /// # Errors
+    /// Why it is not verified.
+    pub async fn verify(self: &Arc<Self>, env: &SharedEnv, index: NodeIndex, limit: Duration) -> Result<(), String> {
+        let node = self.node(index);
+        let failures = node.observed.lock().failures;
+        let outcome = self.identify(env, index, limit).await;
+        let verified = {
+            let mut observed = node.observed.lock();
+            observed.canary_running = false;
+            observed.settled = true;
+            observed.verified = outcome.is_ok() && observed.failures == failures;
+            observed.canary_passed = observed.verified;
+            observed.refusal = outcome.as_ref().err().cloned();
+            if let Err(reason) = &outcome {
+                observed.last_error = Some(reason.clone());
+            }
+            observed.verified
+        };
+        if !verified {
+            node.set_held(None);
+        }
+        self.conclude();
+        outcome
+    }
+
+    async fn identify(self: &Arc<Self>, env: &SharedEnv, index: NodeIndex, limit: Duration) -> Result<(), String> {
+        let node = self.node(index);
+        let held = match within(env, HOLD_LIMIT, node.client.hold()).await {
+            Some(Ok(held)) => held,
+            Some(Err(error)) => return Err(error.to_string()),
+            None => return Err("no connection in time".to_owned()),
+        };
+        node.set_held(Some(held.clone()));
+        self.watch(env, index, held);
+        canary(env, node, limit).await?;
+        match self.admission() {
+            Some(admission) => admission.admit(index).await,
+            None => Ok(()),
+        }
+        .inspect_err(|reason| tracing::warn!(node = node.name, reason, "The node is not admitted."))
+    }
+
+    /// Notices the end of a held connection.
+    fn watch(self: &Arc<Self>, env: &SharedEnv, index: NodeIndex, held: Arc<dyn Held>) {
+        let (cluster, held) = (Arc::downgrade(self), Arc::downgrade(&held));
+        env.spawn(Box::pin(async move {
+            let Some(ended) = held.upgrade().map(|held| held.until_ended()) else {
+                return;
+            };
+            ended.await;
+            if let Some(cluster) = cluster.upgrade()
+                && let Some(current) = cluster.node(index).held()
+                && std::ptr::addr_eq(Arc::as_ptr(&current), held.as_ptr())
+            {
+                cluster.node(index).set_held(None);
+                cluster.report_unverified(index, "the connection that was held to it has ended");
+            }
+        }));
+    }
+
     /// What someone else's health checks say of a node: for those who embed the core without [`health_service`], and for
-    /// tests. Healthy means here what it means there: probes pass, and a canary write has returned since they did.
+    /// tests. Healthy means here what it means there: probes pass, and a canary write has returned since they did. Where
+    /// nodes have to be admitted, one that is not verified stays down all the same: [`Cluster::verify`] comes first.
     pub fn observe(&self, index: NodeIndex, healthy: bool) {
+        let must_verify = self.admission().is_some();
         {
             let mut observed = self.node(index).observed.lock();
             observed.healthy = healthy;
             observed.failed_passively &= !healthy;
             observed.canary_passed = healthy;
+            observed.verified |= healthy && !must_verify;
             observed.settled = true;
         }
         self.conclude();
@@ -281,7 +404,7 @@ impl Cluster {
         let last = if any {
             None
         } else {
-            self.nodes().iter().position(|node| node.is_up())
+            self.nodes().iter().position(|node| node.is_up() && node.is_verified())
         };
         let mut changed = false;
         for (node, healthy) in self.nodes().iter().zip(healthy) {

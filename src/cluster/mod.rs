@@ -3,15 +3,25 @@
 mod canary;
 mod client;
 mod health;
+mod identity;
 mod node;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use client::{HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
+pub use client::{Held, HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
 pub use health::{HealthService, Thresholds, health_service};
+pub use identity::{Identity, read_identity, write_checkpoint};
 pub use node::{Node, NodeIndex, Socket};
+
+/// Decides whether a node is the one it should be, and sees to it that what it may lack is known before it is up.
+#[async_trait]
+pub trait Admission: Send + Sync + 'static {
+    /// Asked while a connection to the node is held. An error is why the node stays out; it is asked again.
+    async fn admit(&self, node: NodeIndex) -> Result<(), String>;
+}
 
 /// All nodes, in the configured order of preference.
 pub struct Cluster {
@@ -20,6 +30,7 @@ pub struct Cluster {
     /// came back in sync.
     changes: watch::Sender<u64>,
     concluding: parking_lot::Mutex<()>,
+    admission: parking_lot::Mutex<Option<Arc<dyn Admission>>>,
     announced_settled: std::sync::atomic::AtomicBool,
 }
 
@@ -29,8 +40,18 @@ impl Cluster {
             nodes: nodes.into_iter().map(Arc::new).collect(),
             changes: watch::Sender::new(0),
             concluding: parking_lot::Mutex::new(()),
+            admission: parking_lot::Mutex::new(None),
             announced_settled: std::sync::atomic::AtomicBool::new(false),
         }
+    }
+
+    /// From now on a node has to be admitted before it is up.
+    pub fn set_admission(&self, admission: Arc<dyn Admission>) {
+        *self.admission.lock() = Some(admission);
+    }
+
+    pub(super) fn admission(&self) -> Option<Arc<dyn Admission>> {
+        self.admission.lock().clone()
     }
 
     pub fn nodes(&self) -> &[Arc<Node>] {

@@ -1,8 +1,9 @@
 //! One Chroma server as the proxy sees it.
 //!
 //! A node is *up* when its probes pass, no connection to it failed since, and a canary write has returned after the
-//! last time it was not up (design.md 4.7: nothing else is sent to a node before that). It is up or down as a whole;
-//! whether it may serve one collection is a matter of that collection's state.
+//! last time it was not up (design.md 4.7: nothing else is sent to a node before that). It is *verified* while the one
+//! connection that is held lives over which it was asked who it is (design.md 9). It is up or down as a whole; whether
+//! it may serve one collection is a matter of that collection's state.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::client::NodeClient;
+use super::client::{Held, NodeClient};
 use crate::metrics::NodeMetrics;
 
 /// Position of a node in the configuration: 0 is the primary.
@@ -30,6 +31,10 @@ pub(super) struct Observed {
     pub failed_passively: bool,
     /// A canary write returned since the node was last not healthy.
     pub canary_passed: bool,
+    /// It said who it is, was admitted, and is still the same process.
+    pub verified: bool,
+    /// Why it was not admitted.
+    pub refusal: Option<String>,
     pub canary_running: bool,
     /// Failures seen so far, and how many there were when the running canary was sent.
     pub failures: u64,
@@ -41,7 +46,7 @@ pub(super) struct Observed {
 
 impl Observed {
     pub fn is_healthy(&self) -> bool {
-        self.healthy && !self.failed_passively && self.canary_passed
+        self.healthy && !self.failed_passively && self.canary_passed && self.verified
     }
 }
 
@@ -52,6 +57,8 @@ impl Default for Observed {
             passed_since_failure: 0,
             failed_passively: false,
             canary_passed: false,
+            verified: false,
+            refusal: None,
             canary_running: false,
             failures: 0,
             failures_at_canary: 0,
@@ -72,12 +79,16 @@ pub struct Node {
     pub metrics: NodeMetrics,
     pub(super) observed: Mutex<Observed>,
     pub(super) canary_collection: Mutex<Option<Uuid>>,
+    /// The connection by which we would notice that it is another process.
+    held: Mutex<Option<Arc<dyn Held>>>,
     up: watch::Sender<bool>,
     address: ArcSwapOption<SocketAddr>,
     reads: AtomicUsize,
     ejections: AtomicU64,
     stragglers: AtomicU64,
     surveyed: AtomicBool,
+    /// What the journal remembers of it.
+    remembered: Mutex<Option<(String, i64)>>,
     sockets: Mutex<Vec<Arc<Socket>>>,
 }
 
@@ -105,12 +116,14 @@ impl Node {
             client,
             observed: Mutex::default(),
             canary_collection: Mutex::default(),
+            held: Mutex::default(),
             up: watch::Sender::new(false),
             address: ArcSwapOption::empty(),
             reads: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
             stragglers: AtomicU64::new(0),
             surveyed: AtomicBool::new(false),
+            remembered: Mutex::default(),
             sockets: Mutex::default(),
         }
     }
@@ -150,6 +163,20 @@ impl Node {
         self.surveyed.store(true, Ordering::SeqCst);
     }
 
+    /// The id of our own database on it, as the journal remembers it.
+    pub fn marker(&self) -> Option<String> {
+        self.remembered.lock().as_ref().map(|(marker, _)| marker.clone())
+    }
+
+    /// The position up to which it had everything, as the journal remembers it.
+    pub fn checkpoint(&self) -> Option<i64> {
+        self.remembered.lock().as_ref().map(|(_, checkpoint)| *checkpoint)
+    }
+
+    pub fn remember(&self, marker: &str, checkpoint: i64) {
+        *self.remembered.lock() = Some((marker.to_owned(), checkpoint));
+    }
+
     /// Requests that it has not answered though their clients were; the sum over its lanes.
     pub fn stragglers(&self) -> u64 {
         self.stragglers.load(Ordering::SeqCst)
@@ -163,9 +190,24 @@ impl Node {
         self.stragglers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Why the last probe or connection failed.
+    /// The connection that is held to it, if there is one.
+    pub fn held(&self) -> Option<Arc<dyn Held>> {
+        self.held.lock().clone()
+    }
+
+    pub(super) fn set_held(&self, held: Option<Arc<dyn Held>>) {
+        *self.held.lock() = held;
+    }
+
+    /// Whether it is the process that was admitted.
+    pub fn is_verified(&self) -> bool {
+        self.observed.lock().verified
+    }
+
+    /// Why the last probe or connection failed, or why the node was not admitted.
     pub fn last_error(&self) -> Option<String> {
-        self.observed.lock().last_error.clone()
+        let observed = self.observed.lock();
+        observed.last_error.clone().or_else(|| observed.refusal.clone())
     }
 
     /// The address that reads connect to, once the name was resolved.
@@ -173,10 +215,10 @@ impl Node {
         self.address.load().as_deref().copied()
     }
 
-    pub fn set_address(&self, address: SocketAddr) {
-        if self.address() != Some(address) {
-            self.address.store(Some(Arc::new(address)));
-        }
+    /// Returns whether it had another one before.
+    pub fn set_address(&self, address: SocketAddr) -> bool {
+        let before = self.address.swap(Some(Arc::new(address)));
+        before.is_some_and(|before| *before != address)
     }
 
     pub fn reads_in_flight(&self) -> usize {

@@ -37,7 +37,10 @@ use schemars::JsonSchema;
 pub use self::error::ConfigError;
 pub use self::node_url::NodeUrl;
 pub use self::schema::json_schema;
-pub use self::sections::{Admin, Consistency, Drain, Health, Listen, Log, LogFormat, NodeConfig, Reads, Wal, Writes};
+pub use self::sections::{
+    Admin, Consistency, DatabaseName, Drain, Heal, Health, Listen, Log, LogFormat, LogPayload, Namespace, NodeConfig,
+    Reads, Repair, Verify, Wal, WhenUnavailable, Writes,
+};
 pub use self::validate::{Problem, Severity};
 pub use self::variables::Lookup;
 
@@ -61,6 +64,14 @@ pub struct Config {
     pub writes: Writes,
     /// Applying to a node what it missed.
     pub drain: Drain,
+    /// Who brings back what a node has lost.
+    pub heal: Heal,
+    /// Making a node equal again where it may differ.
+    pub repair: Repair,
+    /// Comparing the nodes while all is well.
+    pub verify: Verify,
+    /// Names to look for on the nodes.
+    pub namespace: Namespace,
     /// Whether the proxy port answers the read-only status routes itself (`/health`, `/status`, `/wal/status` and those
     /// for existing tools).
     pub listen_status: bool,
@@ -90,6 +101,10 @@ impl Default for Config {
             reads: Reads::default(),
             writes: Writes::default(),
             drain: Drain::default(),
+            heal: Heal::Auto,
+            repair: Repair::default(),
+            verify: Verify::default(),
+            namespace: Namespace::default(),
             listen_status: true,
             log: Log::default(),
             server: top::server_defaults(),

@@ -15,6 +15,7 @@ use super::node_url::NodeUrl;
 use super::units;
 
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 /// One address that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -56,6 +57,36 @@ pub struct NodeConfig {
     pub read_weight: u32,
 }
 
+/// Which entries the log keeps with their bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogPayload {
+    /// Those that a node missed, until it has them.
+    Missed,
+    /// Every entry, until every node is known to keep it: for audit, at the price of the bodies in the log.
+    Always,
+}
+
+/// What becomes of record writes while the log does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenUnavailable {
+    /// They go on while all nodes can take them; what was written then is compared once the log is back.
+    Mirror,
+    /// They are refused.
+    Refuse,
+}
+
+/// Who brings back what a node has lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Heal {
+    /// Diptych, by itself.
+    Auto,
+    /// An operator, by verb; Diptych only takes out what is broken.
+    Manual,
+}
+
 /// The write-ahead log.
 #[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -65,6 +96,19 @@ pub struct Wal {
     pub url: String,
     /// Most connections held to the database.
     pub max_connections: u32,
+    /// Which entries are kept with their bodies.
+    pub payload: LogPayload,
+    /// What becomes of record writes while the log does not answer.
+    pub when_unavailable: WhenUnavailable,
+    /// Most bytes of entries kept for one node. Beyond it the collections that weigh most are left to a copy from
+    /// another node; where none can give one, new writes to them are refused. 0: no limit.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub max_bytes: u64,
+    /// How long entries are kept for one node; beyond it as with `max_bytes`. 0s: no limit.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub max_age: Duration,
 }
 
 /// Active checks of the nodes.
@@ -152,6 +196,47 @@ pub struct Drain {
     pub concurrency: usize,
 }
 
+/// Making a node equal again where it may differ.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Repair {
+    /// Collections repaired side by side.
+    pub concurrency: usize,
+    /// Most records read or written in one request.
+    pub batch_records: usize,
+    /// Most records compared per second, all repairs together; 0: no limit.
+    pub rate: u32,
+}
+
+/// Comparing the nodes while all is well.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Verify {
+    /// Time between two comparisons of a collection; 0s: never by itself.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub interval: Duration,
+    /// Share of a collection's records that one comparison looks at, in percent; which ones is drawn anew each time.
+    pub sample: u32,
+}
+
+/// Names to look for on the nodes: Chroma cannot list tenants, and Diptych knows only those it has seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Namespace {
+    /// Tenants whose databases are looked up, besides `default_tenant`.
+    pub tenants: Vec<String>,
+    /// Databases whose collections are looked up, as `tenant/database`. Those of the tenants above are found without.
+    pub databases: Vec<DatabaseName>,
+}
+
+/// `tenant/database`. A tenant's name may hold slashes, a database's cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseName {
+    pub tenant: String,
+    pub database: String,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -186,6 +271,10 @@ impl Default for Wal {
         Self {
             url: "sqlite://diptych.db".to_owned(),
             max_connections: 8,
+            payload: LogPayload::Missed,
+            when_unavailable: WhenUnavailable::Mirror,
+            max_bytes: 10 * GIB,
+            max_age: Duration::from_secs(72 * 3600),
         }
     }
 }
@@ -234,6 +323,25 @@ impl Default for Drain {
     }
 }
 
+impl Default for Repair {
+    fn default() -> Self {
+        Self {
+            concurrency: 2,
+            batch_records: 1000,
+            rate: 0,
+        }
+    }
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(24 * 3600),
+            sample: 100,
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -277,7 +385,53 @@ impl fmt::Debug for Wal {
         let mut wal = f.debug_struct("Wal");
         wal.field("url", &self.shown_url())
             .field("max_connections", &self.max_connections)
+            .field("payload", &self.payload)
+            .field("when_unavailable", &self.when_unavailable)
+            .field("max_bytes", &self.max_bytes)
+            .field("max_age", &self.max_age)
             .finish()
+    }
+}
+
+impl DatabaseName {
+    /// Reads `tenant/database`.
+    ///
+    /// # Errors
+    /// A sentence with an example of what would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('/') {
+            Some((tenant, database)) if !tenant.is_empty() && !database.is_empty() => Ok(Self {
+                tenant: tenant.to_owned(),
+                database: database.to_owned(),
+            }),
+            _ => Err(format!("`{text}` is not a tenant and a database, as in `acme/docs`")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DatabaseName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        units::scalar(deserializer, Self::parse)
+    }
+}
+
+impl Serialize for DatabaseName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}/{}", self.tenant, self.database))
+    }
+}
+
+impl JsonSchema for DatabaseName {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DatabaseName".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": r"^.+/[^/]+$|\$\{"})
     }
 }
 

@@ -52,6 +52,9 @@ fn the_shipped_file_names_every_key() {
         serde_json::to_value(Writes::default()),
         serde_json::to_value(Drain::default()),
         serde_json::to_value(Wal::default()),
+        serde_json::to_value(Repair::default()),
+        serde_json::to_value(Verify::default()),
+        serde_json::to_value(Namespace::default()),
         serde_json::to_value(Log::default()),
     ] {
         for key in section.unwrap().as_object().unwrap().keys() {
@@ -84,7 +87,12 @@ admin: {address: null, token: 12345}
 nodes:
   - {name: a, url: 'http://a:1', read_weight: 3}
   - {name: b, url: 'http://b:1'}
-wal: {url: 'postgres://u:p@h/d', max_connections: 3}
+wal: {url: 'postgres://u:p@h/d', max_connections: 3, payload: always, when_unavailable: refuse, max_bytes: 1GiB,
+      max_age: 1d}
+heal: manual
+repair: {concurrency: 3, batch_records: 7, rate: 500}
+verify: {interval: 0s, sample: 5}
+namespace: {tenants: [acme], databases: [a/b/docs]}
 health: {interval: 250ms, timeout: 200ms, unhealthy_after: 3, healthy_after: 4}
 reads: {consistency: lead, timeout: 5s, behind_wait: 1m}
 writes: {timeout: 1h, mirror_grace: 1s, max_body: 10MB, queue: 5, bytes_in_flight: 1GiB}
@@ -103,10 +111,25 @@ grace_period_seconds: null
         (None, Some("12345"))
     );
     assert_eq!((config.nodes[0].read_weight, config.nodes[1].read_weight), (3, 1));
-    assert_eq!(
-        (config.wal.url.as_str(), config.wal.max_connections),
-        ("postgres://u:p@h/d", 3)
-    );
+    let expected = Wal {
+        url: "postgres://u:p@h/d".to_owned(),
+        max_connections: 3,
+        payload: LogPayload::Always,
+        when_unavailable: WhenUnavailable::Refuse,
+        max_bytes: 1 << 30,
+        max_age: Duration::from_secs(86_400),
+    };
+    assert_eq!(config.wal, expected);
+    let repair = Repair {
+        concurrency: 3,
+        batch_records: 7,
+        rate: 500,
+    };
+    assert_eq!((config.heal, config.repair), (Heal::Manual, repair));
+    assert_eq!((config.verify.interval, config.verify.sample), (Duration::ZERO, 5));
+    assert_eq!(config.namespace.tenants, ["acme"]);
+    let database = &config.namespace.databases[0];
+    assert_eq!((database.tenant.as_str(), database.database.as_str()), ("a/b", "docs"));
     assert_eq!(
         (config.health.interval, config.health.timeout),
         (Duration::from_millis(250), Duration::from_millis(200))
@@ -248,6 +271,13 @@ fn bad_durations_sizes_and_addresses_are_refused_with_an_example() {
         (2, 16),
         "drain.batch_bytes: `-1` is not a size",
     );
+    fails(
+        "namespace:\n  databases: [docs]\n",
+        (2, 15),
+        "namespace.databases[0]: `docs` is not a tenant and a database, as in `acme/docs`",
+    );
+    fails("wal: {payload: allways}\n", (1, 16), "did you mean");
+    fails("heal: yes\n", (1, 7), "is not one of `auto`, `manual`");
     fails(
         "listen: [{address: localhost}]\n",
         (1, 20),

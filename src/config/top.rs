@@ -18,7 +18,7 @@ use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visi
 use super::Config;
 
 /// Our keys at the top level, in the order of the shipped file.
-pub(super) const SECTIONS: [&str; 10] = [
+pub(super) const SECTIONS: [&str; 14] = [
     "listen",
     "admin",
     "nodes",
@@ -27,6 +27,10 @@ pub(super) const SECTIONS: [&str; 10] = [
     "reads",
     "writes",
     "drain",
+    "heal",
+    "repair",
+    "verify",
+    "namespace",
     "listen_status",
     "log",
 ];
@@ -126,6 +130,10 @@ impl<'de, A: MapAccess<'de>> PingorasRest<A> {
             "reads" => config.reads = map.next_value()?,
             "writes" => config.writes = map.next_value()?,
             "drain" => config.drain = map.next_value()?,
+            "heal" => config.heal = map.next_value()?,
+            "repair" => config.repair = map.next_value()?,
+            "verify" => config.verify = map.next_value()?,
+            "namespace" => config.namespace = map.next_value()?,
             "listen_status" => config.listen_status = map.next_value()?,
             "log" => config.log = map.next_value()?,
             _ => return Ok(false),

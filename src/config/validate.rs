@@ -77,6 +77,7 @@ impl Config {
         self.check_nodes(&mut found);
         self.check_wal(&mut found);
         self.check_amounts(&mut found);
+        self.check_healing(&mut found);
         self.check_times(&mut found);
         self.check_log(&mut found);
         found.0.sort_by_key(|problem| problem.severity);
@@ -230,6 +231,8 @@ impl Config {
             ("drain.batch_records", self.drain.batch_records == 0),
             ("drain.batch_bytes", self.drain.batch_bytes == 0),
             ("drain.concurrency", self.drain.concurrency == 0),
+            ("repair.concurrency", self.repair.concurrency == 0),
+            ("repair.batch_records", self.repair.batch_records == 0),
             ("threads", self.server.threads == 0),
             ("listener_tasks_per_fd", self.server.listener_tasks_per_fd == 0),
         ] {
@@ -248,6 +251,36 @@ impl Config {
                 "writes.bytes_in_flight",
                 "must be at least writes.max_body, or such a body never gets in",
             );
+        }
+    }
+
+    fn check_healing(&self, found: &mut Findings) {
+        if self.wal.max_bytes > 0 && self.wal.max_bytes < self.writes.max_body {
+            found.error(
+                "wal.max_bytes",
+                "must be at least writes.max_body (or 0, no limit), or one write fills the log",
+            );
+        }
+        // A read of more answers 500: too many SQL variables.
+        if self.repair.batch_records > 10_000 {
+            found.error(
+                "repair.batch_records",
+                "must be at most 10000: Chroma's reads have a limit",
+            );
+        }
+        if !(1..=100).contains(&self.verify.sample) {
+            found.error(
+                "verify.sample",
+                "is a share in percent: 1 to 100; verify.interval: 0s turns verifying off",
+            );
+        }
+        for (i, tenant) in self.namespace.tenants.iter().enumerate() {
+            if tenant.chars().count() < 3 {
+                found.error(
+                    format!("namespace.tenants[{i}]"),
+                    format!("`{tenant}` is no tenant: Chroma's have at least 3 characters"),
+                );
+            }
         }
     }
 

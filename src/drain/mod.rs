@@ -26,11 +26,15 @@ use tokio::sync::oneshot;
 
 use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
+use crate::fault;
 use crate::journal::{Change, PayloadRow};
-use crate::mirror::{Core, Scope};
+use crate::mirror::{Core, RepairWanted, Scope};
 
 /// After so many answers that the node failed, an entry is left to repair.
 pub(crate) const ATTEMPTS: i32 = 5;
+/// The last node that could hold everything is asked this often, with growing pauses: that takes about ten minutes.
+/// Then the entry is parked.
+pub(crate) const LAST_ATTEMPTS: i32 = 25;
 /// A lane is handed over to live writes when what is left takes at most so many requests.
 const HANDOVER_STEPS: usize = 8;
 /// After so many rounds it is looked whether the backlog still shrinks; if not, writers are faster and the lane is taken.
@@ -78,11 +82,17 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
                 }
                 let now = core.env.now();
                 let waits = pauses.lock().get(&key).is_some_and(|(until, _)| now < *until);
-                if waits || !active.lock().insert(key) {
+                if waits || active.lock().contains(&key) {
                     continue;
                 }
+                // One at a time: a repair of this lane on this node applies rows as well.
+                let Some(claim) = core.repairing.claim_for_drain(&core, node, key) else {
+                    continue;
+                };
+                active.lock().insert(key);
                 let (core, active, pauses) = (core.clone(), active.clone(), pauses.clone());
                 core.env.clone().spawn(Box::pin(async move {
+                    let _claim = claim;
                     let end = drain_lane(&core, node, &scope).await;
                     match end {
                         End::Done => pauses.lock().remove(&key),
@@ -204,6 +214,7 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<E
             return Some(End::Pause);
         };
         if rows.is_empty() {
+            fault::point("drain-joining");
             // Nothing is added while we hold the lane: this is the truth, whatever was counted.
             pair.drained();
             core.behind.lock().remove(&(node, scope.generation()));
@@ -215,26 +226,15 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<E
             core.cluster.announce_change();
             return Some(End::Done);
         }
-        let (done, mut applied) = oneshot::channel();
-        let (job, its_scope) = (core.clone(), scope.clone());
-        core.spawn_job(async move {
-            let _ = done.send(apply_rows(&job, node, &its_scope, &rows).await);
-        });
-        let in_time = tokio::select! {
-            biased;
-            step = &mut applied => Some(step),
-            () = core.cluster.node(node).until_down() => None,
-            () = &mut grace => None,
-        };
-        match in_time {
-            Some(Ok(Step::Applied)) => {}
-            Some(Ok(Step::Stop(end))) => return Some(end),
-            Some(Err(_)) => return Some(End::Pause),
-            None => {
+        match apply_in_time(core, node, scope, rows, &mut grace).await {
+            Ok(Some(Step::Applied)) => {}
+            Ok(Some(Step::Stop(end))) => return Some(end),
+            Ok(None) => return Some(End::Pause),
+            Err(late) => {
                 pair.straggler_started();
                 core.cluster.node(node).straggler_started();
                 drop(alone);
-                let step = applied.await;
+                let step = late.await;
                 pair.straggler_ended();
                 core.cluster.node(node).straggler_ended();
                 return match step {
@@ -242,6 +242,59 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<E
                     Ok(Step::Stop(end)) => Some(end),
                     Err(_) => Some(End::Pause),
                 };
+            }
+        }
+    }
+}
+
+/// Applies rows by a job that runs on when the limit is over or the node goes down: then this gives its receiver.
+async fn apply_in_time(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    scope: &Scope,
+    rows: Vec<PayloadRow>,
+    limit: &mut (impl Future<Output = ()> + Unpin),
+) -> Result<Option<Step>, oneshot::Receiver<Step>> {
+    let (done, mut applied) = oneshot::channel();
+    let (job, its_scope) = (core.clone(), scope.clone());
+    core.spawn_job(async move {
+        let _ = done.send(apply_rows(&job, node, &its_scope, &rows).await);
+    });
+    tokio::select! {
+        biased;
+        step = &mut applied => Ok(step.ok()),
+        () = core.cluster.node(node).until_down() => Err(applied),
+        () = limit => Err(applied),
+    }
+}
+
+/// Applies everything that is left, for a repair that holds the lane and has claimed it from the drain. True: the node
+/// misses nothing but what the repair is about.
+pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> bool {
+    let pair = &scope.pairs(core)[node];
+    let mut limit = core.env.sleep(core.settings.mirror_grace);
+    loop {
+        let Ok(rows) = read(core, node, scope).await else {
+            return false;
+        };
+        if rows.is_empty() {
+            pair.drained();
+            core.behind.lock().remove(&(node, scope.generation()));
+            return true;
+        }
+        if !pair.drainable() {
+            return false;
+        }
+        match apply_in_time(core, node, scope, rows, &mut limit).await {
+            Ok(Some(Step::Applied)) => {}
+            Ok(_) => return false,
+            Err(late) => {
+                let straggler = core.straggler(scope, node);
+                core.env.spawn(Box::pin(async move {
+                    let _ = late.await;
+                    drop(straggler);
+                }));
+                return false;
             }
         }
     }
@@ -259,6 +312,11 @@ async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Vec<Payload
 async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
     if let Some(parked) = rows.iter().find(|row| row.parked.is_some()) {
         tracing::debug!(id = %parked.id, "A parked entry blocks this lane.");
+        let pair = &scope.pairs(core)[node];
+        if pair.parked() == 0 {
+            // The answer to the commit that parked it was lost.
+            pair.add_parked(1);
+        }
         return Step::Stop(End::Done);
     }
     match scope {
@@ -290,10 +348,12 @@ pub(crate) async fn finish(
     rows: &[PayloadRow],
     mut changes: Vec<Change>,
 ) -> Step {
+    fault::point("drain-answered");
     changes.push(Change::RemovePayloads(rows.iter().map(|row| row.id).collect()));
     if !core.commit_or_retry(scope, vec![node], changes).await {
         return Step::Stop(End::Pause);
     }
+    fault::point("drain-committed");
     let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
     let last = rows.last().map(|row| row.created_at.timestamp_micros());
     scope.pairs(core)[node].remove_pending(rows.len() as u64, bytes, last);
@@ -327,28 +387,78 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
         return Step::Stop(End::Pause);
     }
-    needs_repair(
-        core,
-        node,
-        scope,
-        row.lsn,
-        format!("an entry could not be replayed: {why}"),
-    )
-    .await
+    let reason = format!("an entry could not be replayed: {why}");
+    if let Scope::Collection(collection) = scope
+        && core.is_undecided(row.lsn)
+    {
+        // No node had taken it and its client was told so: whatever this one has of it now is what the others get
+        // (schedule S21).
+        if !core.flush(collection, node).await {
+            return Step::Stop(End::Pause);
+        }
+        core.compare_outcome(row.lsn, false);
+        let others = (0..core.cluster.len()).filter(|&other| other != node);
+        let changes = others
+            .map(|other| {
+                let wanted = RepairWanted {
+                    source: Some(node),
+                    ..RepairWanted::records(record::ids_of(row), row.lsn, reason.clone())
+                };
+                core.repair_row(scope, other, wanted)
+            })
+            .collect();
+        return finish(core, node, scope, std::slice::from_ref(row), changes).await;
+    }
+    if scope.generation().is_some() && core.another_has_authority(scope, node) {
+        core.compare_outcome(row.lsn, false);
+        let wanted = RepairWanted::records(record::ids_of(row), row.lsn, reason);
+        let repair = core.repair_row(scope, node, wanted);
+        return finish(core, node, scope, std::slice::from_ref(row), vec![repair]).await;
+    }
+    needs_repair(core, node, scope, row, reason).await
 }
 
 /// Writes a repair row: this node is out of this lane until the repair is done.
-pub(crate) async fn needs_repair(core: &Arc<Core>, node: NodeIndex, scope: &Scope, lsn: i64, reason: String) -> Step {
+pub(crate) async fn needs_repair(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    scope: &Scope,
+    row: &PayloadRow,
+    reason: String,
+) -> Step {
     if !core.another_has_authority(scope, node) {
-        // The last that holds everything is never given up (R2): it goes on trying, visibly behind.
-        tracing::error!(
-            node = core.cluster.node(node).name,
-            reason,
-            "No other node could repair this one."
-        );
+        return last_resort(core, node, scope, row, reason).await;
+    }
+    let repair = core.repair_row(scope, node, RepairWanted::whole(row.lsn, reason));
+    core.commit_or_retry(scope, vec![node], vec![repair]).await;
+    Step::Stop(End::Done)
+}
+
+/// No other node could repair this one: the last that holds everything is never given up (R2). It goes on trying,
+/// visibly behind, and parks the entry in the end: someone has to decide.
+async fn last_resort(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row: &PayloadRow, reason: String) -> Step {
+    tracing::error!(
+        node = core.cluster.node(node).name,
+        reason,
+        attempts = row.attempts,
+        "No other node could repair this one."
+    );
+    if row.attempts + 1 < LAST_ATTEMPTS {
+        let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
         return Step::Stop(End::Pause);
     }
-    let row = core.repair_row(scope, node, None, None, lsn, reason);
-    core.commit_or_retry(scope, vec![node], vec![row]).await;
+    let park = Change::Park {
+        id: row.id,
+        reason: format!("{reason} (and no other node has everything)"),
+    };
+    if core.log.commit(&vec![park]).await.is_err() {
+        return Step::Stop(End::Pause);
+    }
+    scope.pairs(core)[node].add_parked(1);
     Step::Stop(End::Done)
+}
+
+/// Records that a row speaks of; `None`: not records, or it cannot be told.
+pub(crate) fn records_of(row: &PayloadRow) -> Option<Vec<String>> {
+    record::ids_of(row)
 }

@@ -10,7 +10,7 @@ use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::journal::{Change, PayloadRow};
-use crate::mirror::{Agreement, Core, NodeAnswer, Outcome, Scope};
+use crate::mirror::{Agreement, Core, NodeAnswer, Outcome, RepairWanted, Scope};
 
 pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Step {
     let rows = std::slice::from_ref(row);
@@ -36,11 +36,14 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
             let answer = core.namespace_job(node, op, &row.body).await;
             match answer.outcome {
                 Outcome::Applied => {
+                    if *op == Op::Reset {
+                        core.renew_marker(node).await;
+                    }
                     let mut repairs = vec![];
                     let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
                     if disagrees && core.another_has_authority(&Scope::Namespace, node) {
                         let reason = format!("the node took a {} that another had refused", op.label());
-                        repairs.push(core.repair_row(&Scope::Namespace, node, None, None, row.lsn, reason));
+                        repairs.push(core.repair_row(&Scope::Namespace, node, RepairWanted::whole(row.lsn, reason)));
                     }
                     done(repairs).await
                 }
@@ -50,8 +53,8 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                 {
                     Some(collection) if !collection.is_deleted() => {
                         let scope = Scope::Collection(collection);
-                        let reason = "the node has lost the collection".to_owned();
-                        let repair = core.repair_row(&scope, node, None, None, row.lsn, reason);
+                        let wanted = RepairWanted::whole(row.lsn, "the node has lost the collection");
+                        let repair = core.repair_row(&scope, node, wanted);
                         done(vec![repair]).await
                     }
                     _ => done(vec![]).await,
@@ -71,7 +74,7 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
                 return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
             }
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
-            needs_repair(core, node, &Scope::Namespace, row.lsn, reason).await
+            needs_repair(core, node, &Scope::Namespace, row, reason).await
         }
         (Outcome::Unknown(_), None) => broke(core, node, &Scope::Namespace, std::slice::from_ref(row)).await,
         // It could not, and said so: nothing is wrong with the entry.
@@ -120,7 +123,7 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
         .is_some_and(|other| other.generation != generation)
     {
         let reason = format!("the name {name} belongs to another generation on this node");
-        return needs_repair(core, node, &Scope::Namespace, row.lsn, reason).await;
+        return needs_repair(core, node, &Scope::Namespace, row, reason).await;
     }
     adopt(core, node, row, generation, id, existing.is_some()).await
 }
@@ -152,15 +155,8 @@ async fn adopt(
     }
     if !scope_is_empty {
         // A leftover with this name: it is adopted, but what is in it is not ours.
-        let reason = "a collection of this name was there already".to_owned();
-        changes.push(Change::InsertRepair(core.new_repair(
-            node,
-            Some(generation),
-            None,
-            None,
-            row.lsn,
-            reason,
-        )));
+        let wanted = RepairWanted::whole(row.lsn, "a collection of this name was there already");
+        changes.push(Change::InsertRepair(core.new_repair(node, Some(generation), wanted)));
     }
     changes.push(core.node_id_change(generation, node, id));
     finish(core, node, &Scope::Namespace, std::slice::from_ref(row), changes).await

@@ -9,7 +9,7 @@ use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::PayloadRow;
-use crate::mirror::{Agreement, Core, Ids, NodeAnswer, Outcome, Scope};
+use crate::mirror::{Agreement, Core, Ids, NodeAnswer, Outcome, RepairWanted, Scope};
 
 /// Sends one batch; a refused one is taken apart, so that only the entry at fault is treated as such.
 pub(super) async fn apply(
@@ -40,7 +40,7 @@ pub(super) async fn apply(
                 let unexpected = row.refused || core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
                 if unexpected && core.another_has_authority(&scope, node) {
                     let reason = format!("the node took a {} that another had refused", row.op.label());
-                    repairs.push(core.repair_row(&scope, node, ids_of(row), None, row.lsn, reason));
+                    repairs.push(core.repair_row(&scope, node, RepairWanted::records(ids_of(row), row.lsn, reason)));
                 }
             }
             finish(core, node, &scope, rows, repairs).await
@@ -66,19 +66,12 @@ pub(super) async fn apply(
             let mut repairs = vec![];
             if !agreed && core.another_has_authority(&scope, node) {
                 let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
-                repairs.push(core.repair_row(&scope, node, ids_of(first), None, first.lsn, reason));
+                repairs.push(core.repair_row(&scope, node, RepairWanted::records(ids_of(first), first.lsn, reason)));
             }
             finish(core, node, &scope, rows, repairs).await
         }
         Outcome::Missing => {
-            needs_repair(
-                core,
-                node,
-                &scope,
-                first.lsn,
-                "the node has lost the collection".to_owned(),
-            )
-            .await
+            needs_repair(core, node, &scope, first, "the node has lost the collection".to_owned()).await
         }
         // It could not, and said so: nothing is wrong with the entry.
         Outcome::Failed => {
@@ -92,7 +85,7 @@ pub(super) async fn apply(
     }
 }
 
-fn ids_of(row: &PayloadRow) -> Option<Vec<String>> {
+pub(super) fn ids_of(row: &PayloadRow) -> Option<Vec<String>> {
     let kind = match row.op {
         Op::Add => RecordWrite::Add,
         Op::Upsert => RecordWrite::Upsert,

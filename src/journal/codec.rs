@@ -7,10 +7,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Backlog, CollectionRecord, DatabaseRecord, JournalError, PayloadRow, RepairRow, Snapshot};
+use super::{
+    Backlog, CollectionRecord, DatabaseRecord, Intent, JournalError, NodeRecord, PayloadRow, RepairKind, RepairRow,
+    Snapshot, SuspectRow,
+};
 use crate::chroma::{Generation, Op};
 
 /// Fast, and within a few percent of higher levels on JSON full of floats.
@@ -26,6 +30,7 @@ pub trait Columns {
     fn id(&self, column: usize) -> sqlx::Result<Uuid>;
     fn time(&self, column: usize) -> sqlx::Result<DateTime<Utc>>;
     fn bytes(&self, column: usize) -> sqlx::Result<Vec<u8>>;
+    fn opt_bytes(&self, column: usize) -> sqlx::Result<Option<Vec<u8>>>;
 }
 
 /// Why a row could not be written or read; never carries what is in it.
@@ -41,6 +46,8 @@ pub enum CodecError {
     Range(#[from] std::num::TryFromIntError),
     #[error("body has {found} bytes, not {stored}")]
     Length { found: usize, stored: usize },
+    #[error("a repair row of a kind that this version does not know")]
+    Kind,
 }
 
 impl From<CodecError> for JournalError {
@@ -112,21 +119,13 @@ impl StoredPayload {
     }
 
     pub fn unpack(self) -> Result<PayloadRow, CodecError> {
-        let stored = usize::try_from(self.body_bytes)?;
-        let body = zstd::bulk::decompress(&self.body, stored)?;
-        if body.len() != stored {
-            return Err(CodecError::Length {
-                found: body.len(),
-                stored,
-            });
-        }
         Ok(PayloadRow {
             id: self.id,
             node: untext(self.node),
             generation: self.generation,
             lsn: self.lsn,
             op: serde_json::from_str(&self.op)?,
-            body: body.into(),
+            body: decompress(&self.body, self.body_bytes)?,
             refused: self.refused,
             in_doubt: self.in_doubt,
             attempts: i32::try_from(self.attempts)?,
@@ -155,6 +154,71 @@ impl StoredPayload {
     }
 }
 
+/// An intent with its body compressed, its ids and its op as text.
+#[derive(Debug)]
+pub struct StoredIntent {
+    pub lsn: i64,
+    pub generation: Option<Generation>,
+    pub op: String,
+    pub ids: Option<String>,
+    pub body_bytes: Option<i64>,
+    pub body: Option<Vec<u8>>,
+}
+
+impl StoredIntent {
+    pub fn pack(intent: &Intent) -> Result<Self, CodecError> {
+        let body = intent.body.as_ref();
+        Ok(Self {
+            lsn: intent.lsn,
+            generation: intent.generation,
+            op: serde_json::to_string(&intent.op)?,
+            ids: intent.ids.as_ref().map(serde_json::to_string).transpose()?,
+            body_bytes: body.map(|body| i64::try_from(body.len())).transpose()?,
+            body: body.map(|body| zstd::bulk::compress(body, COMPRESSION)).transpose()?,
+        })
+    }
+
+    /// Bytes that go to the database.
+    pub fn size(&self) -> usize {
+        self.ids.as_ref().map_or(0, String::len) + self.body.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// In the order in which every statement of `sql` names the columns.
+fn intent(row: &impl Columns) -> Result<Intent, CodecError> {
+    let (ids, body_bytes) = (row.opt_str(3)?, row.opt_int(4)?);
+    let body = match (row.opt_bytes(5)?, body_bytes) {
+        (Some(body), Some(length)) => Some(decompress(&body, length)?),
+        _ => None,
+    };
+    Ok(Intent {
+        lsn: row.int(0)?,
+        generation: row.opt_int(1)?,
+        op: serde_json::from_str(&row.str(2)?)?,
+        ids: ids.as_deref().map(serde_json::from_str).transpose()?,
+        body,
+    })
+}
+
+/// Intents of rows that are sorted by LSN. One whose commit was tried twice while the sides were changed lies on both.
+pub fn intents<R: Columns>(rows: &[R]) -> Result<Vec<Intent>, CodecError> {
+    let mut intents = rows.iter().map(intent).collect::<Result<Vec<_>, _>>()?;
+    intents.dedup_by_key(|intent| intent.lsn);
+    Ok(intents)
+}
+
+fn decompress(body: &[u8], length: i64) -> Result<Bytes, CodecError> {
+    let stored = usize::try_from(length)?;
+    let body = zstd::bulk::decompress(body, stored)?;
+    if body.len() != stored {
+        return Err(CodecError::Length {
+            found: body.len(),
+            stored,
+        });
+    }
+    Ok(body.into())
+}
+
 /// The collection that an entry of the namespace lane is about: its catalog record is needed until the entry is gone.
 fn subject(op: &Op) -> Option<Generation> {
     match op {
@@ -181,6 +245,10 @@ pub struct SnapshotRows<R> {
     pub databases: Vec<R>,
     pub repairs: Vec<R>,
     pub backlogs: Vec<R>,
+    pub nodes: Vec<R>,
+    pub suspects: Vec<R>,
+    pub low_water: i64,
+    pub intents: Vec<R>,
 }
 
 impl<R: Columns> SnapshotRows<R> {
@@ -200,6 +268,10 @@ impl<R: Columns> SnapshotRows<R> {
             databases: self.databases.iter().map(database).collect::<Result<_, _>>()?,
             repairs: self.repairs.iter().map(repair).collect::<Result<_, _>>()?,
             backlogs: self.backlogs.iter().map(backlog).collect::<Result<_, _>>()?,
+            nodes: self.nodes.iter().map(node).collect::<Result<_, _>>()?,
+            suspects: self.suspects.iter().map(suspect).collect::<Result<_, _>>()?,
+            low_water: self.low_water,
+            intents: intents(&self.intents)?,
         })
     }
 }
@@ -227,7 +299,8 @@ fn database(row: &impl Columns) -> Result<DatabaseRecord, CodecError> {
 }
 
 fn repair(row: &impl Columns) -> Result<RepairRow, CodecError> {
-    let ids = row.opt_str(3)?;
+    let (ids, label) = (row.opt_str(3)?, row.str(9)?);
+    let kind = RepairKind::ALL.into_iter().find(|kind| kind.label() == label);
     Ok(RepairRow {
         id: row.id(0)?,
         node: untext(row.str(1)?),
@@ -238,6 +311,28 @@ fn repair(row: &impl Columns) -> Result<RepairRow, CodecError> {
         lsn: row.int(6)?,
         reason: untext(row.str(7)?),
         created_at: row.time(8)?,
+        kind: kind.ok_or(CodecError::Kind)?,
+        reversible: row.flag(10)?,
+        parked: row.opt_str(11)?.map(untext),
+    })
+}
+
+fn node(row: &impl Columns) -> Result<NodeRecord, CodecError> {
+    Ok(NodeRecord {
+        node: untext(row.str(0)?),
+        marker: untext(row.str(1)?),
+        checkpoint: row.int(2)?,
+    })
+}
+
+fn suspect(row: &impl Columns) -> Result<SuspectRow, CodecError> {
+    Ok(SuspectRow {
+        id: row.id(0)?,
+        node: untext(row.str(1)?),
+        generation: row.int(2)?,
+        ids: serde_json::from_str(&row.str(3)?)?,
+        step: i32::try_from(row.int(4)?)?,
+        due_at: row.time(5)?,
     })
 }
 

@@ -1,24 +1,65 @@
 //! The writer's side of the journal: its term, its positions, and whether the journal answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use super::{Commit, Journal, JournalError, Lsn, first_lsn};
-use crate::env::SharedEnv;
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, oneshot};
+
+use super::{Change, Commit, Intent, Journal, JournalError, Lsn, first_lsn};
+use crate::env::{SharedEnv, within};
 
 /// How often a commit whose outcome is unknown is tried again before the caller is told.
 const IMMEDIATE_RETRIES: usize = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// How many intents one commit takes, and about how many bytes of them.
+const GROUP: usize = 1000;
+const GROUP_BYTES: usize = 4 << 20;
+
+/// How long a writer waits for its intent, with those before it.
+const INTEND: Duration = Duration::from_secs(15);
+
 /// What this process holds of the journal.
 pub struct Log {
     journal: Arc<dyn Journal>,
     env: SharedEnv,
-    term: i64,
-    next: AtomicI64,
+    term: AtomicI64,
+    /// Held by commits, and alone by whoever moves our own term on: that is not another proxy.
+    steady: RwLock<()>,
+    positions: Mutex<Positions>,
+    group: Mutex<Group>,
+    /// The low-water mark that the journal has.
+    stored_low_water: AtomicI64,
     available: AtomicBool,
     fenced: AtomicBool,
+}
+
+/// Positions given out, and which of them are of entries that may still be somewhere (rule R3).
+struct Positions {
+    next: Lsn,
+    open: BTreeSet<Lsn>,
+}
+
+/// Intents that wait for the commit under way.
+#[derive(Default)]
+struct Group {
+    waiting: Vec<(Intent, oneshot::Sender<bool>)>,
+    committing: bool,
+}
+
+impl Group {
+    /// How many of those that wait the next commit takes: at least one.
+    fn next_count(&self) -> usize {
+        let mut bytes = 0;
+        let fits = |(intent, _): &&(Intent, _)| {
+            bytes += intent.weight();
+            bytes <= GROUP_BYTES
+        };
+        self.waiting.iter().take(GROUP).take_while(fits).count().max(1)
+    }
 }
 
 impl Log {
@@ -31,24 +72,140 @@ impl Log {
         Ok(Self {
             journal,
             env,
-            term,
-            next: AtomicI64::new(first_lsn(term)),
+            term: AtomicI64::new(term),
+            steady: RwLock::default(),
+            positions: Mutex::new(Positions {
+                next: first_lsn(term),
+                open: BTreeSet::new(),
+            }),
+            group: Mutex::default(),
+            stored_low_water: AtomicI64::new(0),
             available: AtomicBool::new(true),
             fenced: AtomicBool::new(false),
         })
     }
 
     pub fn term(&self) -> i64 {
-        self.term
+        self.term.load(Ordering::SeqCst)
     }
 
     pub fn journal(&self) -> &Arc<dyn Journal> {
         &self.journal
     }
 
-    /// The position of the next entry.
+    /// A position that no entry is at: a generation, or the place of a repair row.
     pub fn next_lsn(&self) -> Lsn {
-        self.next.fetch_add(1, Ordering::SeqCst)
+        self.take_position(false)
+    }
+
+    /// The position of a new entry. The low-water mark stays below it until [`Log::settle`].
+    pub fn begin(&self) -> Lsn {
+        self.take_position(true)
+    }
+
+    fn take_position(&self, open: bool) -> Lsn {
+        let mut positions = self.positions.lock();
+        let lsn = positions.next;
+        positions.next += 1;
+        if open {
+            positions.open.insert(lsn);
+        }
+        lsn
+    }
+
+    /// Keeps the low-water mark below an entry of a predecessor whose outcome is not known yet.
+    pub fn reopen(&self, lsn: Lsn) {
+        self.positions.lock().open.insert(lsn);
+    }
+
+    /// Every node has applied this entry, or will: what it missed is durable (rule R3).
+    pub fn settle(&self, lsn: Lsn) {
+        self.positions.lock().open.remove(&lsn);
+    }
+
+    /// Every entry up to here is applied or covered, on every node.
+    pub fn low_water(&self) -> Lsn {
+        let positions = self.positions.lock();
+        positions.open.first().map_or(positions.next, |first| *first) - 1
+    }
+
+    /// The low-water mark that is known to be durable.
+    pub fn stored_low_water(&self) -> Lsn {
+        self.stored_low_water.load(Ordering::SeqCst)
+    }
+
+    /// The journal was found with this mark.
+    pub(crate) fn found_low_water(&self, mark: Lsn) {
+        self.stored_low_water.fetch_max(mark, Ordering::SeqCst);
+    }
+
+    /// Writes the low-water mark down if it has moved on.
+    pub async fn store_low_water(&self) {
+        let mark = self.low_water();
+        if self.is_available()
+            && mark > self.stored_low_water.load(Ordering::SeqCst)
+            && self.commit(&vec![Change::SetLowWater(mark)]).await.is_ok()
+        {
+            self.stored_low_water.fetch_max(mark, Ordering::SeqCst);
+        }
+    }
+
+    /// The nodes have seen positions up to `seen`, which this journal did not give out: it was restored from a backup.
+    /// Goes on above them.
+    ///
+    /// # Errors
+    /// Those of the journal; positions have moved on all the same.
+    pub async fn advance_past(&self, seen: Lsn) -> Result<(), JournalError> {
+        let term = (seen >> 40) + 1;
+        {
+            let mut positions = self.positions.lock();
+            positions.next = positions.next.max(first_lsn(term));
+        }
+        let _alone = self.steady.write().await;
+        let raised = self.journal.raise_term(self.term(), term).await?;
+        self.term.store(raised, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Logs an intent, together with what other lanes log at that moment. False: it may not be there, and the entry
+    /// must not be sent. An answer comes in time, whatever the journal does.
+    pub async fn intend(self: &Arc<Self>, intent: Intent) -> bool {
+        let (done, outcome) = oneshot::channel();
+        let start = {
+            let mut group = self.group.lock();
+            group.waiting.push((intent, done));
+            !std::mem::replace(&mut group.committing, true)
+        };
+        if start {
+            let log = self.clone();
+            self.env.spawn(Box::pin(async move { log.commit_groups().await }));
+        }
+        let answer = within(&self.env, INTEND, outcome).await;
+        if answer.is_none() {
+            self.available.store(false, Ordering::SeqCst);
+            tracing::error!("The journal does not answer.");
+        }
+        answer.and_then(Result::ok).unwrap_or(false)
+    }
+
+    async fn commit_groups(&self) {
+        loop {
+            let (intents, clients): (Vec<_>, Vec<_>) = {
+                let mut group = self.group.lock();
+                group.waiting.retain(|(_, client)| !client.is_closed());
+                if group.waiting.is_empty() {
+                    group.committing = false;
+                    return;
+                }
+                let count = group.next_count();
+                group.waiting.drain(..count).unzip()
+            };
+            let commit = intents.into_iter().map(Change::Intend).collect();
+            let durable = self.commit(&commit).await.is_ok();
+            for client in clients {
+                let _ = client.send(durable);
+            }
+        }
     }
 
     /// The journal answered last time, and we are its writer: what needs a row may be started.
@@ -70,7 +227,7 @@ impl Log {
         let mut uncertain = false;
         loop {
             let started = self.env.now();
-            let outcome = self.journal.commit(self.term, commit).await;
+            let outcome = self.attempt(commit).await;
             crate::metrics::journal_append(outcome.is_ok(), self.env.now().saturating_sub(started));
             match outcome {
                 Ok(()) => {
@@ -103,9 +260,14 @@ impl Log {
         }
     }
 
+    async fn attempt(&self, commit: &Commit) -> Result<(), JournalError> {
+        let _steady = self.steady.read().await;
+        self.journal.commit(self.term(), commit).await
+    }
+
     /// Asks the journal whether it is there and we are still its writer.
     pub async fn check(&self) {
-        let answer = self.journal.commit(self.term, &Commit::new()).await;
+        let answer = self.attempt(&Commit::new()).await;
         if let Err(JournalError::Fenced { found, ours }) = &answer
             && !self.fenced.swap(true, Ordering::SeqCst)
         {

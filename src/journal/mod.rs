@@ -60,6 +60,38 @@ pub struct PayloadRow {
     pub created_at: DateTime<Utc>,
 }
 
+/// How a repair row is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RepairKind {
+    /// Some records, in place; what the node missed is drained first.
+    Records,
+    /// Compare the whole collection, in place, and repair nothing that an operator did not ask for.
+    Verify,
+    /// Make the whole collection (or the namespace) equal; what the node missed waits, and is dropped by the copy.
+    Whole,
+    /// The node cannot serve its copy: delete it there, create it and copy everything.
+    Rebuild,
+}
+
+impl RepairKind {
+    pub const ALL: [Self; 4] = [Self::Records, Self::Verify, Self::Whole, Self::Rebuild];
+
+    /// As the journal and people spell it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Records => "records",
+            Self::Verify => "verify",
+            Self::Whole => "whole",
+            Self::Rebuild => "rebuild",
+        }
+    }
+
+    /// Payload rows of the same node and lane are not drained while such a row is open: the copy replaces them.
+    pub fn holds_rows(self) -> bool {
+        matches!(self, Self::Whole | Self::Rebuild)
+    }
+}
+
 /// "Make these records of this collection on this node equal to the source."
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairRow {
@@ -68,15 +100,63 @@ pub struct RepairRow {
     pub node: String,
     /// `None`: the namespace.
     pub generation: Option<Generation>,
-    /// `None`: all.
+    pub kind: RepairKind,
+    /// Of [`RepairKind::Records`]: which; of an empty list, the collection's name, metadata and configuration only.
     pub ids: Option<Vec<String>>,
     /// Name of the node to copy from, where one was fixed.
     pub source: Option<String>,
-    /// The source's marker when the row was written (rule srcmark).
+    /// The source's marker when the row was written: a source that lost it is none (schedule S36).
     pub source_marker: Option<String>,
+    /// No refusal caused the row: if its source is gone, the row may be turned around (schedule S34).
+    pub reversible: bool,
     pub lsn: Lsn,
     pub reason: String,
+    /// Why it is parked: it was tried and failed, and waits for someone to decide.
+    pub parked: Option<String>,
     pub created_at: DateTime<Utc>,
+}
+
+/// What is logged before any node sees a write: enough to find out later what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    pub lsn: Lsn,
+    /// The collection whose lane it belongs to; `None`: the namespace lane.
+    pub generation: Option<Generation>,
+    pub op: Op,
+    /// Records that it speaks of; `None` for namespace entries.
+    pub ids: Option<Vec<String>>,
+    /// With `wal.payload: always`, the body.
+    pub body: Option<Bytes>,
+}
+
+impl Intent {
+    /// About how many bytes there are to write.
+    fn weight(&self) -> usize {
+        let ids: usize = self.ids.iter().flatten().map(String::len).sum();
+        ids + self.body.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// What is remembered of a node, to know it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    pub node: String,
+    /// Random id of our own database on it.
+    pub marker: String,
+    /// The node had everything up to here, and said so itself.
+    pub checkpoint: Lsn,
+}
+
+/// Records whose outcome on a node was unknown: compared again when whatever was on its way must have landed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuspectRow {
+    pub id: Uuid,
+    pub node: String,
+    pub generation: Generation,
+    pub ids: Vec<String>,
+    /// How often they were compared.
+    pub step: i32,
+    pub due_at: DateTime<Utc>,
 }
 
 /// One life of a collection.
@@ -111,6 +191,12 @@ pub struct Snapshot {
     pub databases: Vec<DatabaseRecord>,
     pub repairs: Vec<RepairRow>,
     pub backlogs: Vec<Backlog>,
+    pub nodes: Vec<NodeRecord>,
+    pub suspects: Vec<SuspectRow>,
+    /// Every entry up to here is applied or covered, on every node.
+    pub low_water: Lsn,
+    /// Intents above the low-water mark, by LSN: what was under way when the last writer ended.
+    pub intents: Vec<Intent>,
 }
 
 /// What waits for one node in one lane.
@@ -142,11 +228,37 @@ pub enum Change {
         id: Uuid,
         reason: String,
     },
+    /// Takes a parked payload row up again, with no attempts counted.
+    Unpark(Uuid),
+    /// Payload rows of one node in one lane with an LSN up to `upto`.
+    RemoveBacklog {
+        node: String,
+        generation: Option<Generation>,
+        upto: Lsn,
+    },
     /// Nothing when a row with this id exists.
     InsertRepair(RepairRow),
     RemoveRepairs(Vec<Uuid>),
-    /// All repair rows of a collection (it was deleted).
+    /// All repair rows and suspects of a collection (it was deleted).
     RemoveRepairsOf(Generation),
+    ParkRepair {
+        id: Uuid,
+        reason: String,
+    },
+    UnparkRepair(Uuid),
+    /// Nothing when an intent with this LSN exists.
+    Intend(Intent),
+    /// Never moves back.
+    SetLowWater(Lsn),
+    /// Inserts or replaces.
+    PutNode(NodeRecord),
+    /// Forgets the UUIDs of all collections on a node: it is not the server that had them.
+    ForgetNodeIds {
+        node: String,
+    },
+    /// Inserts or replaces, by id.
+    PutSuspect(SuspectRow),
+    RemoveSuspects(Vec<Uuid>),
     /// Inserts or replaces a collection, without its node ids.
     PutCollection(CollectionRecord),
     /// Sets one node's UUID of a collection; the commit is refused when there is no such collection.
@@ -161,17 +273,22 @@ pub enum Change {
         tenant: String,
         name: String,
     },
-    /// Forgets collections, databases, payload rows and repair rows (reset).
+    /// Forgets collections, databases, payload rows, repair rows and suspects (reset).
     RemoveEverything,
 }
 
 impl Change {
     /// Whether it is about the catalog: collections, their ids, databases.
     pub fn is_of_catalog(&self) -> bool {
-        use Change::{PutCollection, PutDatabase, PutNodeId, RemoveDatabase, RemoveEverything};
+        use Change::{ForgetNodeIds, PutCollection, PutDatabase, PutNodeId, RemoveDatabase, RemoveEverything};
         matches!(
             self,
-            PutCollection(_) | PutNodeId { .. } | PutDatabase(_) | RemoveDatabase { .. } | RemoveEverything
+            PutCollection(_)
+                | PutNodeId { .. }
+                | ForgetNodeIds { .. }
+                | PutDatabase(_)
+                | RemoveDatabase { .. }
+                | RemoveEverything
         )
     }
 }
@@ -203,6 +320,9 @@ pub trait Journal: Send + Sync + 'static {
     /// Becomes the writer: moves the term on and returns it. Commits of earlier terms are refused from here on.
     /// `holder` is for people: host, process id, address.
     async fn take_term(&self, holder: &str) -> Result<i64, JournalError>;
+    /// The writer of `term` moves its own term on to at least `to`: its journal was restored from a backup, and the
+    /// nodes have seen later positions.
+    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError>;
     /// What a starting writer needs.
     async fn load(&self) -> Result<Snapshot, JournalError>;
     /// All changes, in order, in one transaction, under `term`.
@@ -216,6 +336,13 @@ pub trait Journal: Send + Sync + 'static {
         max_rows: usize,
         max_bytes: usize,
     ) -> Result<Vec<PayloadRow>, JournalError>;
+    /// Intents above `above`, by LSN, at most `limit`.
+    async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError>;
+    /// Drops intents up to `covered`, as far as that can be done without touching single rows: intents lie in tables
+    /// that are rotated. Call it now and then; it never waits for long.
+    async fn rotate_intents(&self, term: i64, covered: Lsn) -> Result<(), JournalError>;
+    /// One payload row.
+    async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError>;
     /// Parked rows, newest first.
     async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError>;
     /// A read round trip: is it there?

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::JournalError;
-use super::codec::{Columns, StoredPayload};
-use super::sql::{self, Dialect, Statement, Step, Value};
+use super::codec::{Columns, StoredIntent, StoredPayload};
+use super::sql::{self, Dialect, Side, Statement, Step, Value, both_sides};
 use super::store::{Backend, Store, refused};
 
 /// A server that is away is noticed within this time.
@@ -98,8 +98,19 @@ impl Backend for PostgresBackend {
     const BEGIN_ALONE: &'static str =
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; LOCK TABLE diptych_lease IN EXCLUSIVE MODE";
     const BEGIN_WITH_TERM: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-         LOCK TABLE diptych_lease IN ROW SHARE MODE; SELECT term FROM diptych_lease";
+         LOCK TABLE diptych_lease IN ROW SHARE MODE; SELECT term, intents FROM diptych_lease";
     const BEGIN_SNAPSHOT: &'static str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    const BEGIN_PATIENTLY: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+         SET LOCAL lock_timeout = '100ms'; LOCK TABLE diptych_lease IN ROW SHARE MODE; \
+         SELECT term, intents FROM diptych_lease";
+    const CLOSE_SIDE: [&'static str; 2] = both_sides!(
+        "LOCK TABLE diptych_intents_",
+        ", diptych_marks_",
+        " IN ACCESS EXCLUSIVE MODE; SELECT MAX(lsn) FROM diptych_intents_",
+        ""
+    );
+    const EMPTY_SIDE: [&'static str; 2] =
+        both_sides!("TRUNCATE diptych_intents_", ", diptych_marks_", "; SELECT 0::bigint");
 
     fn writers(&self) -> &PgPool {
         &self.pool
@@ -121,10 +132,12 @@ impl Backend for PostgresBackend {
         bind(statement).fetch_all(connection).await
     }
 
-    async fn run(connection: &mut PgConnection, step: Step) -> sqlx::Result<()> {
+    async fn run(connection: &mut PgConnection, step: Step, side: Side) -> sqlx::Result<()> {
         let query = match step {
             Step::Run(statement) => bind(statement),
             Step::Payloads(rows) => insert(rows),
+            Step::Intents(rows) => insert_intents(side, rows),
+            Step::Mark(mark) => bind(sql::insert_mark(side, mark)),
         };
         query.execute(connection).await.map(drop)
     }
@@ -143,6 +156,7 @@ fn bind(statement: Statement) -> Query<'static, Postgres, PgArguments> {
             Value::Ids(value) => query.bind(value),
             Value::Time(value) => query.bind(value),
             Value::Bytes(value) => query.bind(value),
+            Value::OptBytes(value) => query.bind(value),
         };
     }
     query
@@ -171,6 +185,20 @@ fn insert(mut rows: Vec<StoredPayload>) -> Query<'static, Postgres, PgArguments>
         )
         .bind(rows.iter().map(|row| row.created_at).collect::<Vec<DateTime<Utc>>>())
         .bind(rows.iter().map(|row| row.body_bytes).collect::<Vec<i64>>())
+        .bind(bodies)
+}
+
+fn insert_intents(side: Side, mut rows: Vec<StoredIntent>) -> Query<'static, Postgres, PgArguments> {
+    if rows.len() == 1 {
+        return bind(sql::insert_intent(side, rows.remove(0)));
+    }
+    let bodies: Vec<Option<Vec<u8>>> = rows.iter_mut().map(|row| row.body.take()).collect();
+    sqlx::query(side.pick(sql::INSERT_INTENTS))
+        .bind(rows.iter().map(|row| row.lsn).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|row| row.generation).collect::<Vec<Option<i64>>>())
+        .bind(rows.iter().map(|row| row.op.clone()).collect::<Vec<String>>())
+        .bind(rows.iter().map(|row| row.ids.clone()).collect::<Vec<Option<String>>>())
+        .bind(rows.iter().map(|row| row.body_bytes).collect::<Vec<Option<i64>>>())
         .bind(bodies)
 }
 
@@ -204,6 +232,10 @@ impl Columns for PgRow {
     }
 
     fn bytes(&self, column: usize) -> sqlx::Result<Vec<u8>> {
+        self.try_get(column)
+    }
+
+    fn opt_bytes(&self, column: usize) -> sqlx::Result<Option<Vec<u8>>> {
         self.try_get(column)
     }
 }

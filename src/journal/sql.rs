@@ -7,11 +7,11 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::codec::{CodecError, StoredPayload, text};
-use super::{Change, CollectionRecord, Commit, DatabaseRecord, RepairRow};
+use super::codec::{CodecError, StoredIntent, StoredPayload, text};
+use super::{Change, CollectionRecord, Commit, DatabaseRecord, Lsn, NodeRecord, RepairRow, SuspectRow};
 use crate::chroma::Generation;
 
-/// Bounds of one multi-row insert: rows, and bytes of compressed bodies.
+/// Bounds of one multi-row insert: rows, and bytes of bodies and lists of ids.
 const BATCH_ROWS: usize = 1000;
 const BATCH_BYTES: usize = 16 << 20;
 
@@ -34,6 +34,7 @@ pub enum Value {
     Ids(Vec<Uuid>),
     Time(DateTime<Utc>),
     Bytes(Vec<u8>),
+    OptBytes(Option<Vec<u8>>),
 }
 
 /// One statement with its parameters `$1`, `$2`, ...
@@ -54,8 +55,57 @@ impl Statement {
 pub enum Step {
     /// Rows to insert in as few round trips as the backend can.
     Payloads(Vec<StoredPayload>),
+    /// The same with intents; they go to the [`Side`] that the transaction found.
+    Intents(Vec<StoredIntent>),
+    /// A low-water mark; it goes to that side too.
+    Mark(Lsn),
     Run(Statement),
 }
+
+/// Intents and low-water marks lie in two sets of tables. One takes what comes, as the lease says; the other is
+/// emptied as a whole when nothing in it is needed, and takes over then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    A,
+    B,
+}
+
+impl Side {
+    /// As the lease spells it.
+    pub fn parse(label: &str) -> Self {
+        if label == "b" { Self::B } else { Self::A }
+    }
+
+    pub fn label(self) -> &'static str {
+        self.pick(["a", "b"])
+    }
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// Of what is there for each side, the one for this side.
+    pub fn pick<T: Copy>(self, [a, b]: [T; 2]) -> T {
+        match self {
+            Self::A => a,
+            Self::B => b,
+        }
+    }
+}
+
+/// The same SQL for each side: `@` stands where its letter goes in.
+macro_rules! both_sides {
+    ($($part:expr),+ $(,)?) => {
+        [both_sides!(@ "a"; $($part),+), both_sides!(@ "b"; $($part),+)]
+    };
+    (@ $side:literal; $first:expr $(, $part:expr)*) => {
+        concat!($first $(, $side, $part)*)
+    };
+}
+pub(super) use both_sides;
 
 /// In the order of [`StoredPayload::read`].
 macro_rules! payload_columns {
@@ -92,6 +142,20 @@ macro_rules! lane {
     };
 }
 
+/// In the order of [`StoredIntent`].
+macro_rules! intent_columns {
+    () => {
+        "lsn, generation, op, ids, body_bytes, body"
+    };
+}
+
+macro_rules! low_water {
+    () => {
+        "SELECT MAX(mark) FROM (SELECT low_water AS mark FROM diptych_lease \
+         UNION ALL SELECT MAX(lsn) FROM diptych_marks_a UNION ALL SELECT MAX(lsn) FROM diptych_marks_b) AS marks"
+    };
+}
+
 /// A single row; [`INSERT_PAYLOADS`] is the same for many.
 const INSERT_PAYLOAD: &str = concat!(
     "INSERT INTO diptych_payload_rows (",
@@ -108,6 +172,32 @@ pub const INSERT_PAYLOADS: &str = concat!(
      ON CONFLICT (id) DO NOTHING"
 );
 
+/// A single intent; [`INSERT_INTENTS`] is the same for many.
+const INSERT_INTENT: [&str; 2] = both_sides!(
+    "INSERT INTO diptych_intents_",
+    concat!(
+        " (",
+        intent_columns!(),
+        ") VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lsn) DO NOTHING"
+    )
+);
+
+/// Postgres only: each parameter is a column of all rows.
+pub const INSERT_INTENTS: [&str; 2] = both_sides!(
+    "INSERT INTO diptych_intents_",
+    concat!(
+        " (",
+        intent_columns!(),
+        ") SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bytea[]) \
+         ON CONFLICT (lsn) DO NOTHING"
+    )
+);
+
+const INSERT_MARK: [&str; 2] = both_sides!(
+    "INSERT INTO diptych_marks_",
+    " (lsn) VALUES ($1) ON CONFLICT (lsn) DO NOTHING"
+);
+
 /// The current term, without changing it.
 pub const TERM: &str = "SELECT term FROM diptych_lease";
 
@@ -119,10 +209,29 @@ pub const COLLECTIONS: &str = concat!(
 );
 pub const NODE_IDS: &str = "SELECT generation, node, node_id FROM diptych_collection_nodes";
 pub const DATABASES: &str = "SELECT tenant, name, client_id FROM diptych_databases ORDER BY tenant, name";
-pub const REPAIRS: &str = "SELECT id, node, generation, ids, source, source_marker, lsn, reason, created_at \
-     FROM diptych_repair_rows ORDER BY lsn, id";
+pub const REPAIRS: &str = "SELECT id, node, generation, ids, source, source_marker, lsn, reason, created_at, \
+     kind, reversible, parked FROM diptych_repair_rows ORDER BY lsn, id";
 pub const BACKLOGS: &str = "SELECT node, generation, COUNT(*), CAST(SUM(body_bytes) AS BIGINT), COUNT(parked), \
      MIN(created_at) FROM diptych_payload_rows GROUP BY node, generation ORDER BY node, generation";
+
+pub const NODES: &str = "SELECT node, marker, checkpoint FROM diptych_nodes ORDER BY node";
+pub const SUSPECTS: &str = "SELECT id, node, generation, ids, step, due_at FROM diptych_suspects ORDER BY due_at, id";
+pub const LOW_WATER: &str = low_water!();
+
+/// Keeps the low-water mark when the marks of a side go.
+pub const KEEP_LOW_WATER: &str = concat!("UPDATE diptych_lease SET low_water = (", low_water!(), ")");
+
+/// From this many rows on, intents move to the other side.
+pub const FULL: i64 = 10_000;
+
+/// Of each side: number of intents and of marks, both as far as [`FULL`], and the last intent.
+pub const SIDES: &str = "SELECT term, intents, \
+     (SELECT COUNT(*) FROM (SELECT lsn FROM diptych_intents_a LIMIT 10000) AS i), \
+     (SELECT COUNT(*) FROM (SELECT lsn FROM diptych_marks_a LIMIT 10000) AS m), \
+     (SELECT MAX(lsn) FROM diptych_intents_a), \
+     (SELECT COUNT(*) FROM (SELECT lsn FROM diptych_intents_b LIMIT 10000) AS i), \
+     (SELECT COUNT(*) FROM (SELECT lsn FROM diptych_marks_b LIMIT 10000) AS m), \
+     (SELECT MAX(lsn) FROM diptych_intents_b) FROM diptych_lease";
 
 /// Deleted collections that nothing speaks of any more.
 pub const PURGE: &str = concat!(
@@ -141,6 +250,41 @@ pub fn take_term(holder: &str, now: DateTime<Utc>) -> Statement {
         "UPDATE diptych_lease SET term = term + 1, holder = $1, taken_at = $2 RETURNING term",
         vec![string(holder), Value::Time(now)],
     )
+}
+
+/// Moves the term on to at least `to` and returns it.
+pub fn raise_term(to: i64) -> Statement {
+    Statement::new(
+        "UPDATE diptych_lease SET term = CASE WHEN term < $1 THEN $1 ELSE term END RETURNING term",
+        vec![Value::Int(to)],
+    )
+}
+
+/// From now on inserts go to `side`.
+pub fn turn_to(side: Side) -> Statement {
+    Statement::new("UPDATE diptych_lease SET intents = $1", vec![string(side.label())])
+}
+
+/// Intents above `above`, by LSN: at least the first `limit`, if there are so many.
+pub fn intents(above: Lsn, limit: usize) -> Statement {
+    let sql = concat!(
+        "SELECT * FROM (SELECT ",
+        intent_columns!(),
+        " FROM diptych_intents_a WHERE lsn > $1 ORDER BY lsn LIMIT $2) AS a UNION ALL SELECT * FROM (SELECT ",
+        intent_columns!(),
+        " FROM diptych_intents_b WHERE lsn > $1 ORDER BY lsn LIMIT $2) AS b ORDER BY lsn"
+    );
+    Statement::new(sql, vec![Value::Int(above), size(limit)])
+}
+
+/// See [`super::Journal::payload`].
+pub fn payload(id: Uuid) -> Statement {
+    let sql = concat!(
+        "SELECT ",
+        payload_columns!(),
+        " FROM diptych_payload_rows WHERE id = $1"
+    );
+    Statement::new(sql, vec![Value::Id(id)])
 }
 
 /// See [`super::Journal::payloads`].
@@ -186,41 +330,77 @@ pub fn insert_payload(row: StoredPayload) -> Statement {
     )
 }
 
-/// The steps of a commit; neighbouring payload rows become one step.
+/// The insert of one intent.
+pub fn insert_intent(side: Side, intent: StoredIntent) -> Statement {
+    Statement::new(
+        side.pick(INSERT_INTENT),
+        vec![
+            Value::Int(intent.lsn),
+            Value::OptInt(intent.generation),
+            Value::Str(intent.op),
+            Value::OptStr(intent.ids),
+            Value::OptInt(intent.body_bytes),
+            Value::OptBytes(intent.body),
+        ],
+    )
+}
+
+/// The insert of a low-water mark.
+pub fn insert_mark(side: Side, mark: Lsn) -> Statement {
+    Statement::new(side.pick(INSERT_MARK), vec![Value::Int(mark)])
+}
+
+/// The steps of a commit; neighbouring payload rows become one step, and so do neighbouring intents.
 pub fn plan(commit: &Commit, dialect: Dialect) -> Result<Vec<Step>, CodecError> {
     let mut steps = Vec::with_capacity(commit.len());
-    let mut batch = Vec::new();
-    let mut batch_bytes = 0;
+    // In the last step.
+    let mut bytes = 0;
     for change in commit {
-        if let Change::InsertPayload(row) = change {
-            let row = StoredPayload::pack(row)?;
-            if batch.len() >= BATCH_ROWS || batch_bytes + row.body.len() > BATCH_BYTES {
-                flush(&mut batch, &mut steps);
-                batch_bytes = 0;
+        match change {
+            Change::InsertPayload(row) => {
+                let row = StoredPayload::pack(row)?;
+                let size = row.body.len();
+                match steps.last_mut() {
+                    Some(Step::Payloads(rows)) if has_room(rows.len(), bytes + size) => {
+                        rows.push(row);
+                        bytes += size;
+                    }
+                    _ => {
+                        steps.push(Step::Payloads(vec![row]));
+                        bytes = size;
+                    }
+                }
             }
-            batch_bytes += row.body.len();
-            batch.push(row);
-        } else {
-            flush(&mut batch, &mut steps);
-            batch_bytes = 0;
-            statements(change, dialect, &mut steps)?;
+            Change::Intend(intent) => {
+                let row = StoredIntent::pack(intent)?;
+                let size = row.size();
+                match steps.last_mut() {
+                    Some(Step::Intents(rows)) if has_room(rows.len(), bytes + size) => {
+                        rows.push(row);
+                        bytes += size;
+                    }
+                    _ => {
+                        steps.push(Step::Intents(vec![row]));
+                        bytes = size;
+                    }
+                }
+            }
+            other => statements(other, dialect, &mut steps)?,
         }
     }
-    flush(&mut batch, &mut steps);
     Ok(steps)
 }
 
-fn flush(batch: &mut Vec<StoredPayload>, steps: &mut Vec<Step>) {
-    if !batch.is_empty() {
-        steps.push(Step::Payloads(std::mem::take(batch)));
-    }
+fn has_room(rows: usize, bytes: usize) -> bool {
+    rows < BATCH_ROWS && bytes <= BATCH_BYTES
 }
 
-/// The steps of one change other than [`Change::InsertPayload`].
+/// The steps of one change that is not inserted together with its neighbours.
 fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Result<(), CodecError> {
     let mut run = |sql, values| steps.push(Step::Run(Statement::new(sql, values)));
     match change {
         Change::InsertPayload(row) => steps.push(Step::Payloads(vec![StoredPayload::pack(row)?])),
+        Change::Intend(intent) => steps.push(Step::Intents(vec![StoredIntent::pack(intent)?])),
         Change::RemovePayloads(ids) => {
             let sql = match dialect {
                 Dialect::Postgres => "DELETE FROM diptych_payload_rows WHERE id = ANY($1)",
@@ -265,6 +445,10 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
                 "DELETE FROM diptych_repair_rows WHERE generation = $1",
                 vec![Value::Int(*generation)],
             );
+            run(
+                "DELETE FROM diptych_suspects WHERE generation = $1",
+                vec![Value::Int(*generation)],
+            );
         }
         Change::PutCollection(collection) => run(PUT_COLLECTION, collection_values(collection)),
         Change::PutNodeId { generation, node, id } => {
@@ -282,16 +466,54 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
         Change::RemoveEverything => {
             run("DELETE FROM diptych_payload_rows", Vec::new());
             run("DELETE FROM diptych_repair_rows", Vec::new());
+            run("DELETE FROM diptych_suspects", Vec::new());
             run("DELETE FROM diptych_databases", Vec::new());
             run("DELETE FROM diptych_collections", Vec::new());
+        }
+        Change::Unpark(id) => {
+            run(
+                "UPDATE diptych_payload_rows SET parked = NULL, attempts = 0 WHERE id = $1",
+                vec![Value::Id(*id)],
+            );
+        }
+        Change::RemoveBacklog { node, generation, upto } => {
+            let mut values = vec![string(node), Value::Int(*upto)];
+            values.extend(generation.map(Value::Int));
+            let sql = match generation {
+                Some(_) => "DELETE FROM diptych_payload_rows WHERE node = $1 AND lsn <= $2 AND generation = $3",
+                None => "DELETE FROM diptych_payload_rows WHERE node = $1 AND lsn <= $2 AND generation IS NULL",
+            };
+            run(sql, values);
+        }
+        Change::ParkRepair { id, reason } => run(PARK_REPAIR, vec![Value::Id(*id), string(reason)]),
+        Change::UnparkRepair(id) => run(PARK_REPAIR, vec![Value::Id(*id), Value::OptStr(None)]),
+        Change::SetLowWater(mark) => steps.push(Step::Mark(*mark)),
+        Change::PutNode(NodeRecord {
+            node,
+            marker,
+            checkpoint,
+        }) => run(PUT_NODE, vec![string(node), string(marker), Value::Int(*checkpoint)]),
+        Change::ForgetNodeIds { node } => {
+            run(
+                "DELETE FROM diptych_collection_nodes WHERE node = $1",
+                vec![string(node)],
+            );
+        }
+        Change::PutSuspect(row) => run(PUT_SUSPECT, suspect_values(row)?),
+        Change::RemoveSuspects(ids) => {
+            let sql = match dialect {
+                Dialect::Postgres => "DELETE FROM diptych_suspects WHERE id = ANY($1)",
+                Dialect::Sqlite => "DELETE FROM diptych_suspects WHERE id IN (SELECT value FROM json_each($1))",
+            };
+            run(sql, vec![Value::Ids(ids.clone())]);
         }
     }
     Ok(())
 }
 
 const INSERT_REPAIR: &str = "INSERT INTO diptych_repair_rows \
-     (id, node, generation, ids, source, source_marker, lsn, reason, created_at) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
+     (id, node, generation, ids, source, source_marker, lsn, reason, created_at, kind, reversible, parked) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING";
 
 const PUT_COLLECTION: &str = "INSERT INTO diptych_collections \
      (generation, client_id, tenant, database, name, deleted, created_at, updated_at) \
@@ -301,6 +523,15 @@ const PUT_COLLECTION: &str = "INSERT INTO diptych_collections \
 
 const PUT_NODE_ID: &str = "INSERT INTO diptych_collection_nodes (generation, node, node_id) VALUES ($1, $2, $3) \
      ON CONFLICT (generation, node) DO UPDATE SET node_id = excluded.node_id";
+
+const PARK_REPAIR: &str = "UPDATE diptych_repair_rows SET parked = $2 WHERE id = $1";
+
+const PUT_NODE: &str = "INSERT INTO diptych_nodes (node, marker, checkpoint) VALUES ($1, $2, $3) \
+     ON CONFLICT (node) DO UPDATE SET marker = excluded.marker, checkpoint = excluded.checkpoint";
+
+const PUT_SUSPECT: &str = "INSERT INTO diptych_suspects (id, node, generation, ids, step, due_at) \
+     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET node = excluded.node, \
+     generation = excluded.generation, ids = excluded.ids, step = excluded.step, due_at = excluded.due_at";
 
 const REMOVE_DATABASE: &str = "DELETE FROM diptych_databases WHERE tenant = $1 AND name = $2";
 const PUT_DATABASE: &str = "INSERT INTO diptych_databases (tenant, name, client_id) VALUES ($1, $2, $3)";
@@ -317,6 +548,20 @@ fn repair_values(row: &RepairRow) -> Result<Vec<Value>, CodecError> {
         Value::Int(row.lsn),
         string(&row.reason),
         Value::Time(row.created_at),
+        string(row.kind.label()),
+        Value::Flag(row.reversible),
+        opt_string(row.parked.as_deref()),
+    ])
+}
+
+fn suspect_values(row: &SuspectRow) -> Result<Vec<Value>, CodecError> {
+    Ok(vec![
+        Value::Id(row.id),
+        string(&row.node),
+        Value::Int(row.generation),
+        Value::Str(serde_json::to_string(&row.ids)?),
+        Value::Int(i64::from(row.step)),
+        Value::Time(row.due_at),
     ])
 }
 

@@ -22,7 +22,7 @@ use uuid::fmt::Hyphenated;
 
 use super::JournalError;
 use super::codec::Columns;
-use super::sql::{self, Dialect, Statement, Step, Value};
+use super::sql::{self, Dialect, Side, Statement, Step, Value, both_sides};
 use super::store::{Backend, Store, refused};
 
 /// Another program (a shell, a backup) may hold the file that long.
@@ -123,8 +123,18 @@ impl Backend for SqliteBackend {
     type Db = Sqlite;
     const DIALECT: Dialect = Dialect::Sqlite;
     const BEGIN_ALONE: &'static str = "BEGIN IMMEDIATE";
-    const BEGIN_WITH_TERM: &'static str = "BEGIN IMMEDIATE; SELECT term FROM diptych_lease";
+    const BEGIN_WITH_TERM: &'static str = "BEGIN IMMEDIATE; SELECT term, intents FROM diptych_lease";
     const BEGIN_SNAPSHOT: &'static str = "BEGIN";
+    const BEGIN_PATIENTLY: &'static str = Self::BEGIN_WITH_TERM;
+    const CLOSE_SIDE: [&'static str; 2] = both_sides!("SELECT MAX(lsn) FROM diptych_intents_", "");
+    /// A part, because to free many pages takes long, and nobody else writes meanwhile.
+    const EMPTY_SIDE: [&'static str; 2] = both_sides!(
+        "DELETE FROM diptych_marks_",
+        "; DELETE FROM diptych_intents_",
+        " WHERE lsn IN (SELECT lsn FROM diptych_intents_",
+        " ORDER BY lsn LIMIT 10000); SELECT COUNT(*) FROM (SELECT lsn FROM diptych_intents_",
+        " LIMIT 1)"
+    );
 
     fn writers(&self) -> &SqlitePool {
         &self.writer
@@ -146,7 +156,7 @@ impl Backend for SqliteBackend {
         bind(statement).fetch_all(connection).await
     }
 
-    async fn run(connection: &mut SqliteConnection, step: Step) -> sqlx::Result<()> {
+    async fn run(connection: &mut SqliteConnection, step: Step, side: Side) -> sqlx::Result<()> {
         match step {
             Step::Run(statement) => bind(statement).execute(connection).await.map(drop),
             Step::Payloads(rows) => {
@@ -155,6 +165,13 @@ impl Backend for SqliteBackend {
                 }
                 Ok(())
             }
+            Step::Intents(rows) => {
+                for row in rows {
+                    bind(sql::insert_intent(side, row)).execute(&mut *connection).await?;
+                }
+                Ok(())
+            }
+            Step::Mark(mark) => bind(sql::insert_mark(side, mark)).execute(connection).await.map(drop),
         }
     }
 }
@@ -172,6 +189,7 @@ fn bind(statement: Statement) -> Query<'static, Sqlite, SqliteArguments> {
             Value::Ids(value) => query.bind(json_ids(&value)),
             Value::Time(value) => query.bind(value.to_rfc3339_opts(SecondsFormat::Micros, true)),
             Value::Bytes(value) => query.bind(value),
+            Value::OptBytes(value) => query.bind(value),
         };
     }
     query
@@ -217,6 +235,10 @@ impl Columns for SqliteRow {
     }
 
     fn bytes(&self, column: usize) -> sqlx::Result<Vec<u8>> {
+        self.try_get(column)
+    }
+
+    fn opt_bytes(&self, column: usize) -> sqlx::Result<Option<Vec<u8>>> {
         self.try_get(column)
     }
 }

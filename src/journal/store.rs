@@ -16,10 +16,11 @@ use chrono::Utc;
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, Pool};
 use tokio::time::timeout;
+use uuid::Uuid;
 
-use super::codec::{Columns, SnapshotRows, StoredPayload};
-use super::sql::{self, Dialect, Statement, Step};
-use super::{Change, Commit, Journal, JournalError, PayloadRow, Snapshot};
+use super::codec::{self, Columns, SnapshotRows, StoredPayload};
+use super::sql::{self, Dialect, Side, Statement, Step};
+use super::{Change, Commit, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
 use crate::chroma::Generation;
 
 /// Deadline of a call, from asking for a connection to the answer.
@@ -36,10 +37,17 @@ pub trait Backend: Send + Sync + 'static {
     const DIALECT: Dialect;
     /// Begins a transaction that may change the term: it waits for those that hold it and keeps out new ones.
     const BEGIN_ALONE: &'static str;
-    /// Begins a transaction that writes, and answers the term, which stays as it is until the transaction ends.
+    /// Begins a transaction that writes, and answers the term, which stays as it is until the transaction ends, and the
+    /// side for intents.
     const BEGIN_WITH_TERM: &'static str;
     /// Begins a transaction that reads one state.
     const BEGIN_SNAPSHOT: &'static str;
+    /// The same as [`Backend::BEGIN_WITH_TERM`], for housekeeping: rather gives up than waits for a lock.
+    const BEGIN_PATIENTLY: &'static str;
+    /// Keeps everybody out of a side and answers its last intent.
+    const CLOSE_SIDE: [&'static str; 2];
+    /// Removes what is on a closed side, or a part of it, and answers how much is left.
+    const EMPTY_SIDE: [&'static str; 2];
 
     /// Connections for writing.
     fn writers(&self) -> &Pool<Self::Db>;
@@ -51,8 +59,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn raw(connection: &mut Connection<Self>, sql: &'static str) -> sqlx::Result<Vec<Row<Self>>>;
     /// Runs a statement and returns its rows.
     async fn fetch(connection: &mut Connection<Self>, statement: Statement) -> sqlx::Result<Vec<Row<Self>>>;
-    /// Runs a step of a commit.
-    async fn run(connection: &mut Connection<Self>, step: Step) -> sqlx::Result<()>;
+    /// Runs a step of a commit; intents go to `side`.
+    async fn run(connection: &mut Connection<Self>, step: Step, side: Side) -> sqlx::Result<()>;
 }
 
 type Connection<B> = <<B as Backend>::Db as Database>::Connection;
@@ -111,17 +119,14 @@ impl<B: Backend> Store<B> {
     async fn write(&self, term: i64, steps: Vec<Step>, sent: &AtomicBool) -> Result<(), JournalError> {
         let mut session = Session::open(self.backend.writers()).await?;
         let rows = B::raw(&mut session, B::BEGIN_WITH_TERM).await.map_err(refused)?;
-        let found = first_int(&rows)?;
-        if found != term {
-            return Err(JournalError::Fenced { found, ours: term });
-        }
+        let side = checked_side(&rows, term)?;
         for step in steps {
-            B::run(&mut session, step).await.map_err(refused)?;
+            B::run(&mut session, step, side).await.map_err(refused)?;
         }
         finish::<B>(session, sent).await
     }
 
-    async fn raise_term(&self, holder: &str, sent: &AtomicBool) -> Result<i64, JournalError> {
+    async fn next_term(&self, holder: &str, sent: &AtomicBool) -> Result<i64, JournalError> {
         let mut session = Session::open(self.backend.writers()).await?;
         B::raw(&mut session, B::BEGIN_ALONE).await.map_err(refused)?;
         let rows = B::fetch(&mut session, sql::take_term(holder, Utc::now()))
@@ -133,9 +138,81 @@ impl<B: Backend> Store<B> {
         Ok(term)
     }
 
+    async fn raised_term(&self, term: i64, to: i64, sent: &AtomicBool) -> Result<i64, JournalError> {
+        let mut session = Session::open(self.backend.writers()).await?;
+        B::raw(&mut session, B::BEGIN_ALONE).await.map_err(refused)?;
+        let rows = B::fetch(&mut session, sql::ask(sql::TERM)).await.map_err(refused)?;
+        check_term(&rows, term)?;
+        let rows = B::fetch(&mut session, sql::raise_term(to)).await.map_err(refused)?;
+        let raised = first_int(&rows)?;
+        finish::<B>(session, sent).await?;
+        Ok(raised)
+    }
+
+    /// First empties the side that has not been written to since an earlier call, then, if that worked, moves inserts
+    /// there: so what is emptied and what is inserted do not meet. Correct they would be all the same, because a side is
+    /// only emptied when, with everybody kept out, nothing on it is needed.
+    async fn rotate(&self, term: i64, covered: Lsn) -> Result<(), JournalError> {
+        let rows = self.question(sql::ask(sql::SIDES)).await?;
+        let current = checked_side(&rows, term)?;
+        let row = &rows[0];
+        let [now, old] = [current, current.other()].map(|side| Fill::read::<Row<B>>(row, side));
+        let (now, old) = (now.map_err(refused)?, old.map_err(refused)?);
+        if !old.is_empty() {
+            if !old.is_covered(covered) {
+                return Ok(());
+            }
+            loop {
+                match self.empty_some(term, current.other(), covered).await? {
+                    Emptied::Part => {}
+                    Emptied::All => break,
+                    Emptied::InUse => return Ok(()),
+                }
+            }
+        }
+        if now.is_full() || (now.intents > 0 && now.is_covered(covered)) {
+            self.turn(term, current.other()).await?;
+        }
+        Ok(())
+    }
+
+    /// One transaction's worth of emptying a side that takes no inserts.
+    async fn empty_some(&self, term: i64, side: Side, covered: Lsn) -> Result<Emptied, JournalError> {
+        let mut session = Session::open(self.backend.writers()).await?;
+        let rows = B::raw(&mut session, B::BEGIN_PATIENTLY).await.map_err(refused)?;
+        let current = checked_side(&rows, term)?;
+        let rows = match B::raw(&mut session, side.pick(B::CLOSE_SIDE)).await {
+            Err(error) if is_lock_timeout(&error) => return Ok(Emptied::InUse),
+            rows => rows.map_err(refused)?,
+        };
+        let last = rows.first().map(|row| row.opt_int(0)).transpose().map_err(refused)?;
+        if current == side || last.flatten().is_some_and(|last| last > covered) {
+            return Ok(Emptied::InUse);
+        }
+        B::fetch(&mut session, sql::ask(sql::KEEP_LOW_WATER))
+            .await
+            .map_err(refused)?;
+        let rows = B::raw(&mut session, side.pick(B::EMPTY_SIDE)).await.map_err(refused)?;
+        let left = first_int(&rows)?;
+        finish::<B>(session, &AtomicBool::new(false)).await?;
+        Ok(if left > 0 { Emptied::Part } else { Emptied::All })
+    }
+
+    async fn turn(&self, term: i64, side: Side) -> Result<(), JournalError> {
+        let mut session = Session::open(self.backend.writers()).await?;
+        let rows = B::raw(&mut session, B::BEGIN_PATIENTLY).await.map_err(refused)?;
+        checked_side(&rows, term)?;
+        B::fetch(&mut session, sql::turn_to(side)).await.map_err(refused)?;
+        finish::<B>(session, &AtomicBool::new(false)).await
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, JournalError> {
         let mut session = Session::open(self.backend.readers()).await?;
         B::raw(&mut session, B::BEGIN_SNAPSHOT).await.map_err(refused)?;
+        let rows = B::fetch(&mut session, sql::ask(sql::LOW_WATER))
+            .await
+            .map_err(refused)?;
+        let low_water = first_int(&rows)?;
         let rows = SnapshotRows {
             collections: B::fetch(&mut session, sql::ask(sql::COLLECTIONS))
                 .await
@@ -146,6 +223,12 @@ impl<B: Backend> Store<B> {
                 .map_err(refused)?,
             repairs: B::fetch(&mut session, sql::ask(sql::REPAIRS)).await.map_err(refused)?,
             backlogs: B::fetch(&mut session, sql::ask(sql::BACKLOGS)).await.map_err(refused)?,
+            nodes: B::fetch(&mut session, sql::ask(sql::NODES)).await.map_err(refused)?,
+            suspects: B::fetch(&mut session, sql::ask(sql::SUSPECTS)).await.map_err(refused)?,
+            low_water,
+            intents: B::fetch(&mut session, sql::intents(low_water, usize::MAX))
+                .await
+                .map_err(refused)?,
         };
         B::raw(&mut session, "COMMIT").await.map_err(refused)?;
         session.done();
@@ -196,7 +279,7 @@ async fn finish<B: Backend>(mut session: Session<B::Db>, sent: &AtomicBool) -> R
 impl<B: Backend> Journal for Store<B> {
     async fn take_term(&self, holder: &str) -> Result<i64, JournalError> {
         let sent = AtomicBool::new(false);
-        write_within(CALL, &sent, self.raise_term(holder, &sent)).await
+        write_within(CALL, &sent, self.next_term(holder, &sent)).await
     }
 
     async fn load(&self) -> Result<Snapshot, JournalError> {
@@ -224,6 +307,26 @@ impl<B: Backend> Journal for Store<B> {
     ) -> Result<Vec<PayloadRow>, JournalError> {
         self.payload_rows(sql::payloads(node, generation, max_rows, max_bytes))
             .await
+    }
+
+    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
+        let sent = AtomicBool::new(false);
+        write_within(CALL, &sent, self.raised_term(term, to, &sent)).await
+    }
+
+    async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError> {
+        let rows = within(CALL, self.question(sql::intents(above, limit))).await?;
+        let mut intents = codec::intents(&rows)?;
+        intents.truncate(limit);
+        Ok(intents)
+    }
+
+    async fn rotate_intents(&self, term: i64, covered: Lsn) -> Result<(), JournalError> {
+        within(CALL, self.rotate(term, covered)).await
+    }
+
+    async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError> {
+        Ok(self.payload_rows(sql::payload(id)).await?.pop())
     }
 
     async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
@@ -274,8 +377,71 @@ fn weight(change: &Change) -> usize {
     match change {
         Change::InsertPayload(row) => row.body.len(),
         Change::InsertRepair(row) => row.ids.iter().flatten().map(String::len).sum(),
+        Change::Intend(intent) => intent.weight(),
         _ => 0,
     }
+}
+
+/// How much there is on a side.
+struct Fill {
+    /// As far as [`sql::FULL`].
+    intents: i64,
+    marks: i64,
+    last: Option<Lsn>,
+}
+
+impl Fill {
+    /// From the row of [`sql::SIDES`].
+    fn read<R: Columns>(row: &R, side: Side) -> sqlx::Result<Self> {
+        let first = side.pick([2, 5]);
+        Ok(Self {
+            intents: row.int(first)?,
+            marks: row.int(first + 1)?,
+            last: row.opt_int(first + 2)?,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.intents == 0 && self.marks == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.intents >= sql::FULL || self.marks >= sql::FULL
+    }
+
+    fn is_covered(&self, covered: Lsn) -> bool {
+        self.last.is_none_or(|last| last <= covered)
+    }
+}
+
+/// What became of a side that was to be emptied.
+enum Emptied {
+    All,
+    Part,
+    /// Someone reads it, or something came after all.
+    InUse,
+}
+
+/// Postgres only: a lock was not to be had in time.
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("55P03")
+}
+
+fn check_term<R: Columns>(rows: &[R], ours: i64) -> Result<(), JournalError> {
+    let found = first_int(rows)?;
+    if found == ours {
+        Ok(())
+    } else {
+        Err(JournalError::Fenced { found, ours })
+    }
+}
+
+/// Of a row that begins with term and side: the side, if the term is ours.
+fn checked_side<R: Columns>(rows: &[R], ours: i64) -> Result<Side, JournalError> {
+    check_term(rows, ours)?;
+    let side = rows.first().map(|row| row.str(1)).transpose().map_err(refused)?;
+    Ok(Side::parse(side.as_deref().unwrap_or_default()))
 }
 
 fn first_int<R: Columns>(rows: &[R]) -> Result<i64, JournalError> {

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use pair::Pair;
+pub use pair::{Pair, Touched};
 
 /// The lane has as many entries waiting as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

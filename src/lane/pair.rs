@@ -3,7 +3,21 @@
 //! A node serves a lane (a collection, or the namespace) only while nothing is open between them (design.md R1). The
 //! counts follow the journal: they go up before the ack that needs it and down after the commit that removed the rows.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// A copy that meets more records than this being written meanwhile begins anew, with less to do.
+const MOST_TOUCHED: usize = 200_000;
+
+/// Records that were written to a lane while one node is being copied to without the lane.
+#[derive(Debug, Default)]
+pub struct Touched {
+    pub ids: BTreeSet<String>,
+    /// There were more, or it could not be told which.
+    pub overflowed: bool,
+}
 
 /// The open matters between one node and one lane.
 #[derive(Debug, Default)]
@@ -17,17 +31,30 @@ pub struct Pair {
     parked: AtomicU64,
     /// Open repair rows.
     repairs: AtomicU64,
+    /// Of those, the ones that replace the lane on this node: its payload rows wait for them.
+    copies: AtomicU64,
+    /// What became of some entries is not known since the last start: nobody serves before it is (design.md 6).
+    recovering: AtomicBool,
     /// Requests the node has not answered yet, though the client was.
     stragglers: AtomicU64,
     /// Commits that speak of this pair and may or may not have happened (schedule S31).
     uncertain: AtomicU64,
     /// A request of the drain broke: before the next one a canary has to return, whatever the rows say.
     needs_fence: AtomicBool,
+    /// Repair rows there ever were: a repair changes a node behind the back of whoever copies from it.
+    disturbances: AtomicU64,
+    /// What the node misses while it is being copied to; absent when it is not.
+    touched: Mutex<Option<Touched>>,
 }
 
 impl Pair {
     /// In sync: every entry of the lane is applied on the node, and that is a committed fact.
     pub fn in_sync(&self) -> bool {
+        self.settled() && !self.recovering()
+    }
+
+    /// Nothing is open but what recovery has to find out.
+    pub fn settled(&self) -> bool {
         self.pending() == 0 && self.repairs() == 0 && self.stragglers() == 0 && self.uncertain() == 0
     }
 
@@ -36,9 +63,31 @@ impl Pair {
         self.repairs() == 0 && self.parked() == 0
     }
 
+    /// Nothing that takes long stands between the node and the lane: a drain, some records to compare, or recovery.
+    pub fn is_nearly_in_sync(&self) -> bool {
+        self.copies() == 0 && self.parked() == 0
+    }
+
     /// The drain may send to the node.
     pub fn drainable(&self) -> bool {
-        self.pending() > 0 && self.completes_by_drain() && self.stragglers() == 0 && self.uncertain() == 0
+        self.pending() > 0
+            && self.copies() == 0
+            && self.parked() == 0
+            && self.stragglers() == 0
+            && self.uncertain() == 0
+    }
+
+    pub fn recovering(&self) -> bool {
+        self.recovering.load(Ordering::SeqCst)
+    }
+
+    pub fn set_recovering(&self, recovering: bool) {
+        self.recovering.store(recovering, Ordering::SeqCst);
+    }
+
+    /// Open repair rows that replace the lane on this node.
+    pub fn copies(&self) -> u64 {
+        self.copies.load(Ordering::SeqCst)
     }
 
     pub fn require_fence(&self) {
@@ -106,13 +155,66 @@ impl Pair {
 
     /// The lane's rows are all gone: its collection was deleted.
     pub fn clear_rows(&self) {
-        for count in [&self.pending, &self.pending_bytes, &self.repairs, &self.parked] {
+        for count in [
+            &self.pending,
+            &self.pending_bytes,
+            &self.repairs,
+            &self.copies,
+            &self.parked,
+        ] {
             count.store(0, Ordering::SeqCst);
         }
     }
 
-    pub fn add_repair(&self) {
+    /// Repair rows there ever were.
+    pub fn disturbances(&self) -> u64 {
+        self.disturbances.load(Ordering::SeqCst)
+    }
+
+    /// From here on it is remembered which records the node misses. Begun while holding the lane.
+    pub fn start_tracking(&self) {
+        *self.touched.lock() = Some(Touched::default());
+    }
+
+    pub fn stop_tracking(&self) {
+        *self.touched.lock() = None;
+    }
+
+    /// The node misses an entry about these records; `None`: it is not known which.
+    pub fn touch(&self, ids: Option<&[String]>) {
+        if let Some(touched) = self.touched.lock().as_mut().filter(|touched| !touched.overflowed) {
+            match ids {
+                Some(ids) => touched.ids.extend(ids.iter().cloned()),
+                None => touched.overflowed = true,
+            }
+            if touched.overflowed || touched.ids.len() > MOST_TOUCHED {
+                *touched = Touched {
+                    ids: BTreeSet::new(),
+                    overflowed: true,
+                };
+            }
+        }
+    }
+
+    /// What was remembered since the last time; goes on remembering.
+    pub fn take_touched(&self) -> Touched {
+        self.touched.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// `copy`: it replaces the lane on this node.
+    pub fn add_repair(&self, copy: bool) {
+        self.disturbances.fetch_add(1, Ordering::SeqCst);
+        self.copies.fetch_add(u64::from(copy), Ordering::SeqCst);
         self.repairs.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn remove_repair(&self, copy: bool) {
+        saturating_sub(&self.repairs, 1);
+        saturating_sub(&self.copies, u64::from(copy));
+    }
+
+    pub fn remove_parked(&self, rows: u64) {
+        saturating_sub(&self.parked, rows);
     }
 
     pub fn add_parked(&self, rows: u64) {

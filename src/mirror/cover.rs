@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Core, Decision, Doubt, Outcome, Reply, Scope};
 use crate::chroma::{Generation, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
-use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairRow};
+use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairKind, RepairRow, SuspectRow};
 
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -35,6 +35,46 @@ pub struct RowRef {
     pub node: NodeIndex,
     pub id: Uuid,
     pub bytes: u64,
+    /// What the node makes of the entry late is compared later.
+    pub suspect: Option<Uuid>,
+}
+
+/// A repair row to be written.
+#[derive(Debug, Clone)]
+pub struct RepairWanted {
+    pub kind: RepairKind,
+    pub ids: Option<Vec<String>>,
+    pub source: Option<NodeIndex>,
+    pub reversible: bool,
+    pub lsn: Lsn,
+    pub reason: String,
+}
+
+impl RepairWanted {
+    /// All of the lane, from whoever has it.
+    pub fn whole(lsn: Lsn, reason: impl Into<String>) -> Self {
+        Self {
+            kind: RepairKind::Whole,
+            ids: None,
+            source: None,
+            reversible: false,
+            lsn,
+            reason: reason.into(),
+        }
+    }
+
+    /// These records, because the node did not do with them what another did.
+    pub fn records(ids: Option<Vec<String>>, lsn: Lsn, reason: impl Into<String>) -> Self {
+        Self {
+            kind: if ids.is_some() {
+                RepairKind::Records
+            } else {
+                RepairKind::Whole
+            },
+            ids,
+            ..Self::whole(lsn, reason)
+        }
+    }
 }
 
 /// What became of the rows of an entry.
@@ -52,6 +92,7 @@ impl Core {
         decision: &Decision,
         entry: &EntryInfo,
         mut changes: Commit,
+        suspects: Vec<SuspectRow>,
     ) -> Covered {
         if decision.reply == Reply::Indefinite {
             let nodes = decision.covers.iter().filter(|cover| cover.payload.is_some()).count();
@@ -79,39 +120,50 @@ impl Core {
                 };
                 let bytes = row.body.len() as u64;
                 pair.add_pending(1, bytes, at.timestamp_micros());
+                pair.touch(entry.ids.as_deref());
                 self.behind.lock().insert((node, scope.generation()));
                 rows.push(RowRef {
                     node,
                     id: row.id,
                     bytes,
+                    suspect: suspects
+                        .iter()
+                        .find(|suspect| suspect.node == *name)
+                        .map(|suspect| suspect.id),
                 });
                 changes.push(Change::InsertPayload(row));
             }
-            if cover.repair {
-                let source = decision.source.map(|source| self.cluster.node(source).name.clone());
+            // A source that is itself to be repaired by now, because it lost its data in between, is none (S36).
+            let source = decision.source;
+            let source_is_whole = source.is_none_or(|source| scope.pairs(self)[source].repairs() == 0);
+            if cover.repair && source_is_whole {
                 let ids = entry.ids.clone().filter(|_| scope.generation().is_some());
-                let reason = format!("the nodes disagreed on a {} at {}", entry.op.label(), entry.lsn);
-                changes.push(self.repair_row(scope, node, ids, source, entry.lsn, reason));
+                let wanted = RepairWanted {
+                    kind: if ids.is_some() {
+                        RepairKind::Records
+                    } else {
+                        RepairKind::Whole
+                    },
+                    ids,
+                    source,
+                    reversible: false,
+                    lsn: entry.lsn,
+                    reason: format!("the nodes disagreed on a {} at {}", entry.op.label(), entry.lsn),
+                };
+                changes.push(self.repair_row(scope, node, wanted));
             }
             if cover.payload.is_some() || cover.repair {
                 affected.push(node);
             }
         }
-        let durable = self.commit_or_retry(scope, affected, changes).await;
+        changes.extend(suspects.into_iter().map(Change::PutSuspect));
+        let durable = self.commit_entry(scope, affected, changes, Some(entry.lsn)).await;
         Covered { durable, rows }
     }
 
     /// A repair row, counted from now on.
-    pub(crate) fn repair_row(
-        &self,
-        scope: &Scope,
-        node: NodeIndex,
-        ids: Option<Vec<String>>,
-        source: Option<String>,
-        lsn: Lsn,
-        reason: String,
-    ) -> Change {
-        let row = self.new_repair(node, scope.generation(), ids, source, lsn, reason);
+    pub(crate) fn repair_row(&self, scope: &Scope, node: NodeIndex, wanted: RepairWanted) -> Change {
+        let row = self.new_repair(node, scope.generation(), wanted);
         self.count_repair(&row);
         Change::InsertRepair(row)
     }
@@ -121,26 +173,27 @@ impl Core {
         &self,
         node: NodeIndex,
         generation: Option<Generation>,
-        ids: Option<Vec<String>>,
-        source: Option<String>,
-        lsn: Lsn,
-        reason: String,
+        wanted: RepairWanted,
     ) -> RepairRow {
+        let source = wanted.source.map(|source| self.cluster.node(source));
         RepairRow {
             id: self.env.new_id(),
             node: self.cluster.node(node).name.clone(),
             generation,
-            ids,
-            source,
-            source_marker: None,
-            lsn,
-            reason,
+            kind: wanted.kind,
+            ids: wanted.ids,
+            source: source.map(|source| source.name.clone()),
+            source_marker: source.and_then(|source| source.marker()),
+            reversible: wanted.reversible,
+            lsn: wanted.lsn,
+            reason: wanted.reason,
+            parked: None,
             created_at: self.env.wall(),
         }
     }
 
     /// Takes the row's node out of its lane; once, however often the row is seen.
-    fn count_repair(&self, row: &RepairRow) {
+    pub(crate) fn count_repair(&self, row: &RepairRow) {
         let Some((scope, node)) = self.find(row.generation, &row.node) else {
             return;
         };
@@ -148,14 +201,34 @@ impl Core {
         if repairs.iter().any(|known| known.id == row.id) {
             return;
         }
-        scope.pairs(self)[node].add_repair();
+        scope.pairs(self)[node].add_repair(row.kind.holds_rows());
         tracing::warn!(
             node = row.node,
             generation = row.generation,
+            kind = row.kind.label(),
             reason = row.reason,
             "A repair is needed."
         );
         repairs.push(row.clone());
+        drop(repairs);
+        self.cluster.announce_change();
+    }
+
+    /// The rows are gone from the journal: lets their nodes back in, as far as nothing else is open.
+    fn uncount_repairs(&self, gone: impl Fn(&RepairRow) -> bool) {
+        let mut removed = vec![];
+        self.repairs.lock().retain(|row| {
+            let goes = gone(row);
+            if goes {
+                removed.push(row.clone());
+            }
+            !goes
+        });
+        for row in removed {
+            if let Some((scope, node)) = self.find(row.generation, &row.node) {
+                scope.pairs(self)[node].remove_repair(row.kind.holds_rows());
+            }
+        }
     }
 
     /// Commits, and goes on trying in the background if the outcome is not a success; the affected nodes stay out of
@@ -166,11 +239,29 @@ impl Core {
         affected: Vec<NodeIndex>,
         changes: Commit,
     ) -> bool {
+        self.commit_entry(scope, affected, changes, None).await
+    }
+
+    /// [`Core::commit_or_retry`] of what an entry needs: when it is durable, the entry is settled (rule R3).
+    async fn commit_entry(
+        self: &Arc<Self>,
+        scope: &Scope,
+        affected: Vec<NodeIndex>,
+        changes: Commit,
+        entry: Option<Lsn>,
+    ) -> bool {
+        let settle = move |core: &Self| {
+            if let Some(lsn) = entry {
+                core.log.settle(lsn);
+            }
+        };
         if changes.is_empty() {
+            settle(self);
             return true;
         }
         if self.log.commit(&changes).await.is_ok() {
             self.apply(&changes);
+            settle(self);
             return true;
         }
         for &node in &affected {
@@ -193,10 +284,12 @@ impl Core {
                             .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
                         let reason = format!("a commit contradicted the log: {reason}");
                         let repair = |&node: &NodeIndex| {
-                            core.repair_row(&scope, node, None, None, core.log.next_lsn(), reason.clone())
+                            core.repair_row(&scope, node, RepairWanted::whole(core.log.next_lsn(), &reason))
                         };
                         let repairs: Commit = affected.iter().map(repair).collect();
-                        let _ = core.log.commit(&repairs).await;
+                        if core.log.commit(&repairs).await.is_ok() {
+                            settle(&core);
+                        }
                         for &node in &affected {
                             scope.pairs(&core)[node].uncertain_ended();
                         }
@@ -208,6 +301,7 @@ impl Core {
                 }
             }
             core.apply(&changes);
+            settle(&core);
             core.catalog_uncertain
                 .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
             for &node in &affected {
@@ -246,13 +340,29 @@ impl Core {
                 }
                 Change::PutDatabase(record) => self.catalog.put_database(record.clone()),
                 Change::RemoveDatabase { tenant, name } => self.catalog.remove_database(tenant, name),
-                Change::RemoveRepairsOf(generation) => {
-                    self.repairs.lock().retain(|row| row.generation != Some(*generation));
+                Change::RemoveRepairs(ids) => self.uncount_repairs(|row| ids.contains(&row.id)),
+                Change::RemoveRepairsOf(generation) => self.uncount_repairs(|row| row.generation == Some(*generation)),
+                Change::ParkRepair { id, reason } => self.mark_repair(*id, Some(reason.clone())),
+                Change::UnparkRepair(id) => self.mark_repair(*id, None),
+                Change::ForgetNodeIds { node } => {
+                    if let Some(node) = self.cluster.index_of(node) {
+                        self.catalog.forget_node_ids(node);
+                    }
                 }
+                Change::PutNode(record) => {
+                    if let Some(node) = self.cluster.index_of(&record.node) {
+                        self.cluster.node(node).remember(&record.marker, record.checkpoint);
+                    }
+                }
+                Change::PutSuspect(row) => {
+                    self.suspects.lock().insert(row.id, row.clone());
+                }
+                Change::RemoveSuspects(ids) => self.suspects.lock().retain(|id, _| !ids.contains(id)),
                 Change::RemoveEverything => {
                     after_reset = true;
                     self.catalog.clear(self.env.wall());
                     self.repairs.lock().clear();
+                    self.suspects.lock().clear();
                     self.namespace.pairs.iter().for_each(crate::lane::Pair::clear_rows);
                 }
                 Change::InsertPayload(row) if after_reset => {
@@ -267,6 +377,12 @@ impl Core {
             }
         }
         self.cluster.announce_change();
+    }
+
+    fn mark_repair(&self, id: Uuid, parked: Option<String>) {
+        if let Some(row) = self.repairs.lock().iter_mut().find(|row| row.id == id) {
+            row.parked = parked;
+        }
     }
 
     /// Whether every node that closed its connection on a request answers a probe: then it was the request.

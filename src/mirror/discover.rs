@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Answer, Core, Scope};
+use super::{Answer, Core, RepairWanted, Scope};
 use crate::catalog::Collection;
 use crate::chroma::{CollectionObject, Generation, node_path, parse_collection_list, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord};
+use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord, RepairKind};
 
 /// What one node has under a name: `None` if it was not asked or gave no answer.
 type Sighting = Option<Option<CollectionObject>>;
@@ -258,6 +258,22 @@ impl Core {
         }
     }
 
+    /// Registers a collection that one node alone has, and that it was not asked about when others were: it was not in
+    /// step with the namespace. The caller holds the namespace lane.
+    pub(crate) async fn register_found(
+        self: &Arc<Self>,
+        node: NodeIndex,
+        tenant: &str,
+        database: &str,
+        object: CollectionObject,
+    ) -> Result<(), Answer> {
+        let name = object.name.clone();
+        let mut sightings: Vec<Sighting> = vec![None; self.cluster.len()];
+        sightings[node] = Some(Some(object));
+        self.register(tenant, database, BTreeMap::from([(name, sightings)]))
+            .await
+    }
+
     /// Registers collections by what the nodes have under their names.
     async fn register(
         self: &Arc<Self>,
@@ -291,14 +307,16 @@ impl Core {
             ));
             // Repair rows before node ids: without an id a node serves nothing, so it never seems to be in sync.
             for node in (0..sightings.len()).filter(|&node| node != lead) {
-                let reason = match has(node) {
-                    Some(_) => "found on both nodes, not compared yet",
-                    None => "found on another node only",
+                let (kind, reason) = match has(node) {
+                    Some(_) => (RepairKind::Verify, "found on both nodes, not compared yet"),
+                    None => (RepairKind::Whole, "found on another node only"),
                 };
-                let source = Some(self.cluster.node(lead).name.clone());
-                let lsn = self.log.next_lsn();
-                let row = self.new_repair(node, Some(generation), None, source, lsn, reason.to_owned());
-                changes.push(Change::InsertRepair(row));
+                let wanted = RepairWanted {
+                    kind,
+                    source: Some(lead),
+                    ..RepairWanted::whole(self.log.next_lsn(), reason)
+                };
+                changes.push(Change::InsertRepair(self.new_repair(node, Some(generation), wanted)));
             }
             for node in 0..sightings.len() {
                 if let Some(object) = has(node) {
@@ -354,6 +372,7 @@ impl Core {
         let nodes = self.namespace_nodes();
         let mut whole = true;
         let mut places = self.catalog.known_databases();
+        places.extend(self.settings.databases.iter().cloned());
         for tenant in &self.settings.tenants {
             for node in self.namespace_nodes() {
                 let Some(response) = self
@@ -370,6 +389,8 @@ impl Core {
         places.dedup();
         for (tenant, database) in places {
             let _alone = self.exclusive_namespace().await;
+            // A database that one node alone has, full or empty, is nobody's mistake: the others get it.
+            crate::repair::level_databases(self, &self.namespace_nodes(), &tenant, &database).await;
             if self.register_database(&tenant, &database).await.is_err() {
                 whole = false;
                 tracing::warn!(tenant, database, "Could not look at all collections of a database.");
@@ -425,15 +446,8 @@ impl Core {
                 (0..core.cluster.len()).any(|other| other != node && collection.pairs[other].completes_by_drain());
             if lost && elsewhere {
                 let scope = Scope::Collection(collection.clone());
-                let lsn = core.log.next_lsn();
-                let row = core.repair_row(
-                    &scope,
-                    node,
-                    None,
-                    None,
-                    lsn,
-                    "the node has lost the collection".to_owned(),
-                );
+                let wanted = RepairWanted::whole(core.log.next_lsn(), "the node has lost the collection");
+                let row = core.repair_row(&scope, node, wanted);
                 core.commit_or_retry(&scope, vec![node], vec![row]).await;
             }
             core.missing_checks.lock().remove(&key);

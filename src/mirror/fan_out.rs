@@ -106,6 +106,9 @@ impl Core {
                     scope.pairs(self)[node].straggler_started();
                     self.cluster.node(node).straggler_started();
                 }
+                if result.outcome == Outcome::Unknown(Doubt::Closed) {
+                    scope.pairs(self)[node].require_fence();
+                }
                 let outcome = asked[node].then_some(&result.outcome);
                 self.cluster.node(node).metrics.mirrored(outcome);
                 result
@@ -115,6 +118,27 @@ impl Core {
             results,
             (!silent.is_empty()).then_some(Stragglers { nodes: silent, answers }),
         )
+    }
+
+    /// Asks nodes whose answers speak of another past than theirs who they are: one that lacks a collection that the
+    /// catalog has on it, and, where the lead refused what another applied, both. A node that is not the one it was has
+    /// not applied anything of this lane, and is out (schedules S4, S36).
+    pub(super) async fn recheck(&self, answers: &mut [NodeAnswer]) {
+        let lead_refused = answers
+            .iter()
+            .find(|answer| matches!(answer.outcome, Outcome::Applied | Outcome::Refused { .. }))
+            .is_some_and(|lead| matches!(lead.outcome, Outcome::Refused { .. }));
+        let disagree = lead_refused && answers.iter().any(|answer| answer.outcome == Outcome::Applied);
+        for (node, answer) in answers.iter_mut().enumerate() {
+            let odd = match answer.outcome {
+                Outcome::Missing => true,
+                Outcome::Applied | Outcome::Refused { .. } => disagree,
+                _ => false,
+            };
+            if odd && !self.marker_is_unchanged(node).await {
+                *answer = NodeAnswer::skipped();
+            }
+        }
     }
 
     /// The next node without a result that is down.

@@ -7,7 +7,9 @@
 //!
 //! Everything here runs on the core's own runtime: a client that hangs up changes nothing.
 
+mod admit;
 mod answer;
+mod checkpoint;
 mod cover;
 mod decide;
 mod discover;
@@ -15,7 +17,9 @@ mod fan_out;
 mod namespace;
 mod on_node;
 mod record;
+mod recover;
 mod settle;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,14 +32,20 @@ use tokio::sync::oneshot;
 use crate::catalog::{Catalog, Collection};
 use crate::chroma::{DeleteBody, Generation, Op};
 use crate::cluster::{Cluster, NodeIndex};
+use crate::config::{Heal, WhenUnavailable};
 use crate::env::SharedEnv;
-use crate::journal::{JournalError, Log, Lsn, RepairRow};
+use crate::journal::{JournalError, Log, Lsn, RepairRow, SuspectRow};
 use crate::lane::{Entry, Exclusive, Lane, Pair};
+use crate::repair;
 
 pub use answer::Answer;
+pub use checkpoint::{keep_checkpoints, keep_intents};
+pub use cover::RepairWanted;
 pub use decide::{Circumstances, Cover, Decision, Doubt, Outcome, Payload, Reply, decide};
 pub use fan_out::{Ids, NodeAnswer};
 pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};
+pub use recover::recover;
+pub use suspects::keep_suspects;
 
 /// What the core is told about how to behave.
 #[derive(Debug, Clone)]
@@ -56,6 +66,26 @@ pub struct Settings {
     pub unknown_per_second: u32,
     /// Tenants whose databases and collections are looked up at start.
     pub tenants: Vec<String>,
+    /// Databases (tenant, name) whose collections are looked up at start.
+    pub databases: Vec<(String, String)>,
+    /// Every intent is logged with its body.
+    pub log_payloads: bool,
+    pub when_unavailable: WhenUnavailable,
+    /// Bytes of payload rows kept for one node; 0: no limit.
+    pub log_bytes: u64,
+    /// How long a payload row is kept; zero: no limit.
+    pub log_age: Duration,
+    pub heal: Heal,
+    /// Repairs that run side by side.
+    pub repair_concurrency: usize,
+    /// Records that a repair reads or writes in one request.
+    pub repair_records: usize,
+    /// Records that all repairs together compare per second; 0: no limit.
+    pub repair_rate: u32,
+    /// Time between two comparisons of a collection; zero: only on demand.
+    pub verify_interval: Duration,
+    /// Percent of a collection's records that one of those looks at.
+    pub verify_sample: u32,
 }
 
 /// A record write that waits in its collection's lane.
@@ -115,19 +145,29 @@ pub struct Core {
     pub env: SharedEnv,
     pub cluster: Arc<Cluster>,
     pub catalog: Catalog,
-    pub log: Log,
+    pub log: Arc<Log>,
     pub settings: Settings,
     pub namespace: Namespace,
     pub counters: Counters,
     /// Open repair rows, for people; the pairs count them.
     pub repairs: parking_lot::Mutex<Vec<RepairRow>>,
+    /// Records that are compared again when what may be on its way to a node must have landed.
+    pub suspects: parking_lot::Mutex<BTreeMap<uuid::Uuid, SuspectRow>>,
     /// Lanes with payload rows, by node: where the drain has work. May name some that have none left.
     pub behind: parking_lot::Mutex<BTreeSet<(NodeIndex, Option<Generation>)>>,
     /// Set by an operator: nothing is drained.
     pub drain_paused: std::sync::atomic::AtomicBool,
+    /// What the repair services share.
+    pub repairing: repair::Repairing,
+    /// What was under way when the last writer ended, by lane (design.md 6).
+    in_doubt: parking_lot::Mutex<BTreeMap<Option<Generation>, recover::InDoubt>>,
     /// Commits of the catalog whose outcome is not known: while there are any, nothing may be built on what the catalog
     /// says.
     catalog_uncertain: AtomicU64,
+    /// Held while a node is admitted: of two that are one server, the second is told apart.
+    admitting: tokio::sync::Mutex<()>,
+    /// Held while a marker or a checkpoint goes to the journal: an older one never overwrites a newer.
+    remembering: tokio::sync::Mutex<()>,
     /// Held while the drain makes a collection known that no node had answered for, and while a database's id is
     /// settled: both look first and commit then.
     pub(crate) settling: tokio::sync::Mutex<()>,
@@ -186,13 +226,18 @@ impl Core {
             },
             env,
             cluster,
-            log,
+            log: Arc::new(log),
             settings,
             counters: Counters::default(),
             repairs: parking_lot::Mutex::default(),
+            suspects: parking_lot::Mutex::default(),
             behind: parking_lot::Mutex::default(),
             drain_paused: std::sync::atomic::AtomicBool::new(false),
+            repairing: repair::Repairing::default(),
+            in_doubt: parking_lot::Mutex::default(),
             catalog_uncertain: AtomicU64::new(0),
+            admitting: tokio::sync::Mutex::default(),
+            remembering: tokio::sync::Mutex::default(),
             settling: tokio::sync::Mutex::default(),
             undecided: parking_lot::Mutex::default(),
             unknown_budget: parking_lot::Mutex::default(),
@@ -220,10 +265,21 @@ impl Core {
         }
         for row in snapshot.repairs {
             if let Some((scope, node)) = core.find(row.generation, &row.node) {
-                scope.pairs(&core)[node].add_repair();
+                scope.pairs(&core)[node].add_repair(row.kind.holds_rows());
                 core.repairs.lock().push(row);
             }
         }
+        for record in snapshot.nodes {
+            if let Some(node) = core.cluster.index_of(&record.node) {
+                core.cluster.node(node).remember(&record.marker, record.checkpoint);
+            }
+        }
+        for row in snapshot.suspects {
+            core.suspects.lock().insert(row.id, row);
+        }
+        core.log.found_low_water(snapshot.low_water);
+        core.remember_in_doubt(snapshot.intents);
+        core.cluster.set_admission(Arc::new(admit::Gate(Arc::downgrade(&core))));
         Ok(core)
     }
 
@@ -253,6 +309,14 @@ impl Core {
             nodes_left: nodes,
         };
         self.undecided.lock().insert(lsn, entry);
+    }
+
+    /// Whether nobody knows yet what became of an entry that no node had answered.
+    pub(crate) fn is_undecided(&self, lsn: Lsn) -> bool {
+        self.undecided
+            .lock()
+            .get(&lsn)
+            .is_some_and(|entry| entry.applied.is_none())
     }
 
     /// What the drain of a node made of an entry, compared with what others made of it.
@@ -311,11 +375,11 @@ impl Core {
         nodes
     }
 
-    /// Whether some node would serve this collection once it is drained.
+    /// Whether some node will serve this collection soon.
     pub fn drain_would_help(&self, collection: &Collection) -> bool {
         self.cluster
             .up()
-            .any(|node| collection.pairs[node].completes_by_drain() && collection.node_id(node).is_some())
+            .any(|node| collection.pairs[node].is_nearly_in_sync() && collection.node_id(node).is_some())
     }
 
     /// The nodes that can serve a collection; when none can but one has everything together with its log, waits for

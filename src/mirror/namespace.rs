@@ -16,10 +16,11 @@ use uuid::Uuid;
 use super::cover::EntryInfo;
 use super::record::describe;
 use super::settle::settles_by_itself;
-use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, Reply, Scope, decide};
+use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, RepairWanted, Reply, Scope, decide};
 use crate::catalog::Collection;
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::fault;
 use crate::journal::{Change, Commit};
 
 /// Where a raw path has the collection's own UUID.
@@ -193,7 +194,7 @@ impl Core {
             let helps = self
                 .cluster
                 .up()
-                .any(|node| self.namespace.pairs[node].completes_by_drain());
+                .any(|node| self.namespace.pairs[node].is_nearly_in_sync());
             if !self.namespace_nodes().is_empty() || !helps {
                 return;
             }
@@ -215,7 +216,7 @@ impl Core {
         collection: Option<&Arc<Collection>>,
         changes: impl FnOnce(&Core, &[NodeAnswer]) -> Commit,
     ) -> Answer {
-        let lsn = self.log.next_lsn();
+        let lsn = self.log.begin();
         self.mirror_at(lsn, op, body, collection, changes).await
     }
 
@@ -229,11 +230,14 @@ impl Core {
     ) -> Answer {
         let nodes = self.namespace_nodes();
         if nodes.is_empty() {
+            self.log.settle(lsn);
             return Answer::unavailable("No node can take this at the moment.");
         }
-        if !self.catalog_can_change() {
+        if !self.catalog_can_change() || !self.log_intent(&Scope::Namespace, lsn, &op, None, &body).await {
+            self.log.settle(lsn);
             return Answer::unavailable("The log does not answer: collections, databases and tenants cannot change.");
         }
+        fault::point("names-intended");
         // A node that does not have the collection yet gets it, as it will be then, by its repair.
         let lacks = |node: NodeIndex| {
             collection
@@ -242,7 +246,8 @@ impl Core {
         let jobs = (0..self.cluster.len())
             .map(|node| (nodes.contains(&node) && !lacks(node)).then(|| self.namespace_job(node, &op, &body)))
             .collect();
-        let (answers, stragglers) = self.fan_out(&Scope::Namespace, jobs).await;
+        let (mut answers, stragglers) = self.fan_out(&Scope::Namespace, jobs).await;
+        self.recheck(&mut answers).await;
         let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
         let circumstances = Circumstances {
             refusal_has_effects: false,
@@ -262,21 +267,20 @@ impl Core {
             // A node that refuses one create, for want of its database for one, is out for that collection alone.
             for node in (0..outcomes.len()).filter(|&node| matches!(outcomes[node], Outcome::Refused { .. })) {
                 decision.covers[node] = Cover::default();
-                let source = decision.source.map(|source| self.cluster.node(source).name.clone());
-                let reason = "the node refused to create the collection".to_owned();
-                let row = self.new_repair(node, Some(*generation), None, source, lsn, reason);
-                changes.push(Change::InsertRepair(row));
+                let wanted = RepairWanted {
+                    source: decision.source,
+                    ..RepairWanted::whole(lsn, "the node refused to create the collection")
+                };
+                changes.push(Change::InsertRepair(self.new_repair(node, Some(*generation), wanted)));
             }
         }
         if let Some(collection) = collection {
             // A node that lost one collection is out for that one, not for the whole namespace.
             for node in (0..outcomes.len()).filter(|&node| outcomes[node] == Outcome::Missing) {
                 if std::mem::take(&mut decision.covers[node]).repair && !collection.is_deleted() {
-                    let (scope, reason) = (
-                        Scope::Collection(collection.clone()),
-                        "the node has lost the collection",
-                    );
-                    changes.push(self.repair_row(&scope, node, None, None, lsn, reason.to_owned()));
+                    let scope = Scope::Collection(collection.clone());
+                    let wanted = RepairWanted::whole(lsn, "the node has lost the collection");
+                    changes.push(self.repair_row(&scope, node, wanted));
                 }
             }
         }
@@ -286,7 +290,9 @@ impl Core {
             body,
             ids: None,
         };
-        let covered = self.cover(&Scope::Namespace, &decision, &entry, changes).await;
+        fault::point("names-answered");
+        let covered = self.cover(&Scope::Namespace, &decision, &entry, changes, vec![]).await;
+        fault::point("names-covered");
         if let Some(stragglers) = stragglers {
             let rows = if settles_by_itself(&entry.op) {
                 covered.rows
@@ -336,7 +342,7 @@ impl Core {
             }
             return self.get_existing(&known, body).await;
         }
-        let lsn = self.log.next_lsn();
+        let lsn = self.log.begin();
         let generation: Generation = lsn;
         let op = Op::CreateCollection {
             tenant: tenant.clone(),
@@ -431,7 +437,7 @@ impl Core {
     }
 
     /// The catalog's part of a delete; rows of the collection's lane have become moot with it.
-    fn deletion(&self, collection: &Collection) -> Commit {
+    pub(super) fn deletion(&self, collection: &Collection) -> Commit {
         let mut record = collection.record();
         record.deleted = true;
         record.updated_at = self.env.wall();
@@ -469,7 +475,14 @@ impl Core {
         for collection in collections.iter().filter(|collection| !collection.is_deleted()) {
             barriers.push(self.exclusive(collection).await);
         }
-        self.mirror(Op::Reset, body, None, |_, _| vec![Change::RemoveEverything])
-            .await
+        let answer = self
+            .mirror(Op::Reset, body, None, |_, _| vec![Change::RemoveEverything])
+            .await;
+        if (200..300).contains(&answer.status) {
+            for node in self.namespace_nodes() {
+                self.renew_marker(node).await;
+            }
+        }
+        answer
     }
 }

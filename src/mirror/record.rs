@@ -11,6 +11,8 @@ use crate::catalog::Collection;
 use crate::chroma::{DeleteBody, Op, deleted_body, node_path, parse_ids_answer, replace_uuid};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError};
 use crate::env::BoxFuture;
+use crate::fault;
+use crate::journal::{Intent, Lsn};
 use crate::lane::Lane;
 
 impl Core {
@@ -90,10 +92,23 @@ impl Core {
                 resolved = Some(ids.len());
                 write.ids = ids;
             }
-            let lsn = self.log.next_lsn();
+            let lsn = self.log.begin();
+            if !self
+                .log_intent(&scope, lsn, &write.op, Some(&write.ids), &write.body)
+                .await
+            {
+                self.log.settle(lsn);
+                // The log has gone away just now; what can be done without it is decided anew.
+                if last {
+                    return Err(Answer::unavailable("The log does not answer: the write was not begun."));
+                }
+                continue;
+            }
+            fault::point("intent-logged");
             let job = |node| usable.contains(&node).then(|| self.record_job(collection, node, write));
             let jobs = (0..self.cluster.len()).map(job).collect();
-            let (answers, stragglers) = self.fan_out(&scope, jobs).await;
+            let (mut answers, stragglers) = self.fan_out(&scope, jobs).await;
+            self.recheck(&mut answers).await;
             let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
             let circumstances = Circumstances {
                 refusal_has_effects: write.has_embeddings && !collection.dimension_known(),
@@ -109,7 +124,10 @@ impl Core {
                 body: write.body.clone(),
                 ids: Some(write.ids.clone()),
             };
-            let covered = self.cover(&scope, &decision, &entry, vec![]).await;
+            fault::point("nodes-answered");
+            let suspects = self.suspects_of(collection, &outcomes, &entry);
+            let covered = self.cover(&scope, &decision, &entry, vec![], suspects).await;
+            fault::point("entry-covered");
             if let Some(stragglers) = stragglers {
                 self.await_stragglers(&scope, stragglers, covered.rows);
             }
@@ -121,6 +139,29 @@ impl Core {
             return Ok(self.conclude(collection, &answers, decision.reply, covered.durable, resolved));
         }
         Err(Answer::unavailable("No node took the write."))
+    }
+
+    /// Logs what is about to be sent. True without a word where the log is away and all nodes are there: `ready_to_send`
+    /// has decided then that it may be.
+    pub(super) async fn log_intent(
+        self: &Arc<Self>,
+        scope: &Scope,
+        lsn: Lsn,
+        op: &Op,
+        ids: Option<&[String]>,
+        body: &Bytes,
+    ) -> bool {
+        if !self.log.is_available() {
+            return true;
+        }
+        let intent = Intent {
+            lsn,
+            generation: scope.generation(),
+            op: op.clone(),
+            ids: ids.map(<[String]>::to_vec),
+            body: self.settings.log_payloads.then(|| body.clone()),
+        };
+        self.log.intend(intent).await
     }
 
     /// What the client is told.

@@ -271,6 +271,7 @@ async fn s21_a_write_that_no_node_answers_in_time_ends_as_applied_on_both() {
 #[tokio::test(start_paused = true)]
 async fn s11_a_write_that_lands_late_lands_before_its_replay() {
     let stage = Stage::new(9).await;
+    stage.heal();
     let c = stage.create("c").await;
     stage
         .b()

@@ -1,7 +1,12 @@
 //! The journal fails.
 
-use diptych::journal::{Change, Commit};
+use std::sync::Arc;
+use std::time::Duration;
+
+use diptych::chroma::Op;
+use diptych::journal::{Change, Commit, Intent, Lsn};
 use diptych::mirror::NamespaceWrite;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -180,8 +185,13 @@ async fn a_proxy_whose_journal_was_taken_over_never_acks_what_needs_a_row() {
     assert_eq!(stage.journal.rows(), vec![]);
     stage.up(B).await;
     seconds(60).await;
-    assert_eq!(stage.usable(&c), [A], "what it misses is the successor's to know");
-    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+    for node in [A, B] {
+        assert_eq!(
+            stage.documents(node, "c"),
+            [("x".to_owned(), "w1".to_owned())],
+            "no intent, no write"
+        );
+    }
 }
 
 /// S3: another proxy writes by now, in an order of its own.
@@ -200,4 +210,107 @@ async fn a_proxy_that_knows_that_it_was_replaced_writes_nothing_more() {
         assert_eq!(node.mutations(), Vec::<String>::new());
         assert!(node.record_writes().is_empty());
     }
+}
+
+fn intent(lsn: Lsn, ids: Vec<String>) -> Intent {
+    Intent {
+        lsn,
+        generation: Some(1),
+        op: Op::Upsert,
+        ids: Some(ids),
+        body: None,
+    }
+}
+
+fn intends(commit: &Commit) -> bool {
+    commit.iter().any(|change| matches!(change, Change::Intend(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_hangs_holds_a_writer_for_one_deadline_only() {
+    let stage = Stage::new(37).await;
+    let log = stage.core.log.clone();
+    let (open, opened) = watch::channel(false);
+    stage.journal.fault(intends, [CommitFault::Held(opened)]);
+    let writers = (0..3).map(|number: u64| {
+        let (log, env) = (log.clone(), stage.core.env.clone());
+        async move {
+            seconds(5 * number).await;
+            let started = env.now();
+            assert!(!log.intend(intent(log.begin(), vec![])).await, "it may not be sent");
+            assert_eq!(env.now() - started, Duration::from_secs(15));
+        }
+    });
+    futures(writers).await;
+    open.send_replace(true);
+    seconds(3).await;
+    assert!(log.is_available());
+    assert!(log.intend(intent(log.begin(), vec![])).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_intent_whose_commit_stays_uncertain_is_not_there() {
+    let stage = Stage::new(38).await;
+    let log = stage.core.log.clone();
+    stage.journal.fault(
+        intends,
+        [
+            CommitFault::UncertainWritten,
+            CommitFault::Refused,
+            CommitFault::Refused,
+            CommitFault::Refused,
+        ],
+    );
+    assert!(!log.intend(intent(log.begin(), vec![])).await);
+    stage.journal.fault(intends, [CommitFault::UncertainNotWritten]);
+    assert!(log.intend(intent(log.begin(), vec![])).await, "tried again at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn intents_that_wait_go_together_and_within_limits() {
+    let stage = Stage::new(39).await;
+    let log = stage.core.log.clone();
+    let groups = Arc::new(Mutex::new(vec![]));
+    let seen = groups.clone();
+    let count = move |commit: &Commit| {
+        if intends(commit) {
+            seen.lock().push(commit.len());
+        }
+        false
+    };
+    stage.journal.fault(count, [CommitFault::Refused]);
+    let small = (0..1500).map(|_| vec![]);
+    let large = (0..5).map(|_| vec!["x".repeat(3 << 20)]);
+    let huge = [vec!["x".repeat(5 << 20)]];
+    let all: Vec<_> = small
+        .chain(large)
+        .chain(huge)
+        .map(|ids| intent(log.begin(), ids))
+        .collect();
+    let writers = all.into_iter().map(|intent| {
+        let log = log.clone();
+        async move { assert!(log.intend(intent).await) }
+    });
+    futures(writers).await;
+    assert_eq!(*groups.lock(), [1000, 501, 1, 1, 1, 1, 1]);
+}
+
+/// The journal was restored from a backup while commits are under way.
+#[tokio::test(start_paused = true)]
+async fn to_move_the_own_term_on_is_not_to_be_replaced() {
+    let stage = Stage::new(40).await;
+    let log = stage.core.log.clone();
+    let term = log.term();
+    let commit = Commit::new();
+    let (written, raised) = tokio::join!(log.commit(&commit), log.advance_past(log.next_lsn() + (5 << 40)));
+    written.unwrap();
+    raised.unwrap();
+    assert_eq!(log.term(), term + 6);
+    assert!(log.begin() >> 40 == term + 6);
+    log.commit(&commit).await.unwrap();
+    assert!(!log.is_fenced());
+}
+
+async fn futures<F: Future<Output = ()> + Send + 'static>(all: impl Iterator<Item = F>) {
+    all.collect::<tokio::task::JoinSet<_>>().join_all().await;
 }

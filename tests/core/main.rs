@@ -7,8 +7,11 @@
 mod doubt;
 mod drain;
 mod fakes;
+mod identity;
 mod log;
 mod names;
 mod namespace;
+mod parked;
 mod random;
 mod refusals;
+mod repair;

@@ -163,6 +163,7 @@ async fn run(seed: u64, journal_fails: bool) {
     let mut rng = Rng::new(seed);
     let stage = Stage::new(seed).await;
     stage.probe();
+    stage.heal();
     let c = stage.create("c").await;
     let history = Arc::new(History::default());
     if journal_fails {
@@ -184,7 +185,7 @@ async fn run(seed: u64, journal_fails: bool) {
             client.await.expect("the client comes to its end");
         }
         stage.nodes[faulty].heal();
-        stage.drained().await;
+        stage.healed().await;
         stage
             .eventually("both are up", || stage.core.cluster.up().count() == 2)
             .await;

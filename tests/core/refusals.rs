@@ -9,8 +9,10 @@ use crate::fakes::{A, B, Fault, Gate, REFUSED, Stage, rows, text, value};
 #[tokio::test(start_paused = true)]
 async fn a_write_that_only_the_second_node_refuses_is_acked_with_both_rows() {
     let stage = Stage::new(1).await;
+    stage.heal();
     let c = stage.create("c").await;
-    stage.b().fault("\"w1\"", 9, REFUSED);
+    stage.b().fault("\"w1\"", 2, REFUSED);
+    stage.pause_drain(true);
     assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
     assert_eq!(stage.journal.rows(), rows(&[("b", "w1")]));
     let repairs = stage.journal.repairs();
@@ -31,6 +33,9 @@ async fn a_write_that_only_the_second_node_refuses_is_acked_with_both_rows() {
         Vec::<String>::new(),
         "nothing is sent to a node that has to be repaired"
     );
+    stage.pause_drain(false);
+    stage.eventually("repaired", || stage.usable(&c) == [A, B]).await;
+    stage.assert_converged();
 }
 
 #[tokio::test(start_paused = true)]

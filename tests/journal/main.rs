@@ -1,6 +1,8 @@
 //! The promises of the journal, the same list for SQLite and for Postgres, and what only Postgres can go through:
 //! being stopped, frozen and killed.
 
+mod disk;
+mod healing;
 mod postgres;
 
 use std::collections::BTreeMap;
@@ -14,14 +16,21 @@ use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
 use diptych::chroma::{Generation, Op};
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, DatabaseRecord, Journal, JournalError, Lsn, PayloadRow, RepairRow, first_lsn,
-    open,
+    Backlog, Change, CollectionRecord, DatabaseRecord, Journal, JournalError, Lsn, PayloadRow, RepairKind, RepairRow,
+    first_lsn, open,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use healing::{
+    a_journal_of_the_first_version_is_taken_over, full_tables_are_left_before_they_are_covered,
+    intents_come_back_as_they_were, nodes_are_remembered_and_their_ids_forgotten, parked_rows_are_taken_up_or_dropped,
+    repairs_keep_their_kind_and_are_parked, rotation_drops_what_is_covered_and_nothing_else,
+    rotation_during_commits_loses_nothing, suspects_come_and_go, the_low_water_mark_never_moves_back,
+    the_own_term_is_raised,
+};
 use postgres::{Cluster, PASSWORD};
 
 const ALL: usize = 1 << 40;
@@ -66,6 +75,17 @@ promises! {
     large_commits_work
     commits_side_by_side_all_arrive
     it_opens_again_with_all_that_was_there
+    repairs_keep_their_kind_and_are_parked
+    parked_rows_are_taken_up_or_dropped
+    nodes_are_remembered_and_their_ids_forgotten
+    suspects_come_and_go
+    intents_come_back_as_they_were
+    the_low_water_mark_never_moves_back
+    rotation_drops_what_is_covered_and_nothing_else
+    full_tables_are_left_before_they_are_covered
+    rotation_during_commits_loses_nothing
+    the_own_term_is_raised
+    a_journal_of_the_first_version_is_taken_over
 }
 
 fn sqlite() -> (TempDir, String) {
@@ -105,11 +125,14 @@ fn repair(node: &str, generation: Option<Generation>, lsn: Lsn) -> RepairRow {
         id: Uuid::new_v4(),
         node: node.to_owned(),
         generation,
+        kind: RepairKind::Whole,
         ids: None,
         source: None,
         source_marker: None,
+        reversible: false,
         lsn,
         reason: "test".to_owned(),
+        parked: None,
         created_at: now(),
     }
 }

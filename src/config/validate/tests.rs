@@ -190,6 +190,32 @@ fn amounts_are_not_zero() {
 }
 
 #[test]
+fn limits_and_shares_can_be_kept() {
+    one(
+        "wal: {max_bytes: 1MiB}",
+        "error: wal.max_bytes",
+        "at least writes.max_body",
+    );
+    one("repair: {batch_records: 10001}", "error: repair.batch_records", "10000");
+    one("repair: {concurrency: 0}", "error: repair.concurrency", "at least 1");
+    one("verify: {sample: 0}", "error: verify.sample", "percent");
+    one("verify: {sample: 101}", "error: verify.sample", "percent");
+    one(
+        "namespace: {tenants: [ab]}",
+        "error: namespace.tenants[0]",
+        "3 characters",
+    );
+    for fine in [
+        "wal: {max_bytes: 0, max_age: 0s}",
+        "repair: {rate: 0, batch_records: 10000}",
+        "verify: {interval: 0s, sample: 1}",
+        "namespace: {tenants: [äöü], databases: [a/b/docs]}",
+    ] {
+        assert_eq!(found(fine), [""; 0], "{fine}");
+    }
+}
+
+#[test]
 fn times_are_not_zero_and_fit_each_other() {
     for (section, key) in [
         ("health", "timeout"),

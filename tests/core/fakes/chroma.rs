@@ -45,7 +45,7 @@ struct Collection {
 /// Everything on a node but our own tenant, by tenant, database and name; databases without collections too.
 pub type State = BTreeMap<(String, String), BTreeMap<String, Contents>>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Chroma {
     tenants: BTreeSet<String>,
     databases: BTreeMap<(String, String), Uuid>,
@@ -98,6 +98,14 @@ impl Chroma {
             .iter()
             .filter(|(_, collection)| collection.name == name);
         found.next().map(|(id, _)| *id)
+    }
+
+    /// Writes to a collection behind everybody's back.
+    pub fn tamper(&mut self, name: &str, write: RecordWrite, body: Value) {
+        let id = self.id_of(name).expect("a collection of this name");
+        let collection = self.collections.get_mut(&id).expect("found");
+        let (status, answer) = collection.write(write, body, false);
+        assert!(status < 300, "{answer}");
     }
 
     /// Loses a collection behind everybody's back.
@@ -246,8 +254,18 @@ impl Chroma {
             }
             self.collections.get_mut(&id).expect("found").name = name.to_owned();
         }
-        if body["new_metadata"].is_object() {
-            self.collections.get_mut(&id).expect("found").contents.metadata = body["new_metadata"].clone();
+        if let Some(fields) = body["new_metadata"].as_object() {
+            let left: Map<String, Value> = fields
+                .clone()
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect();
+            let metadata = if left.is_empty() {
+                Value::Null
+            } else {
+                Value::Object(left)
+            };
+            self.collections.get_mut(&id).expect("found").contents.metadata = metadata;
         }
         ok(json!({}))
     }
@@ -271,10 +289,20 @@ impl Chroma {
                     listed && matches
                 };
                 let limit = body["limit"].as_u64().unwrap_or(u64::MAX) as usize;
-                let found: Vec<&Record> = records.iter().filter(wanted).take(limit).collect();
+                let offset = body["offset"].as_u64().unwrap_or(0) as usize;
+                let found: Vec<&Record> = records.iter().filter(wanted).skip(offset).take(limit).collect();
                 let ids: Vec<&str> = found.iter().map(|record| record.id.as_str()).collect();
-                let documents: Vec<&Value> = found.iter().map(|record| &record.document).collect();
-                ok(json!({"ids": ids, "documents": documents}))
+                let mut answer = json!({"ids": ids});
+                let included = body["include"].as_array();
+                for column in ["embeddings", "metadatas", "documents", "uris"] {
+                    let by_default = ["metadatas", "documents"].contains(&column);
+                    if included.map_or(by_default, |columns| columns.contains(&json!(column))) {
+                        answer[column] = found.iter().map(|record| record.column(column)).collect();
+                    } else {
+                        answer[column] = Value::Null;
+                    }
+                }
+                ok(answer)
             }
             _ => (501, String::new()),
         }
@@ -372,6 +400,16 @@ impl Contents {
 }
 
 impl Record {
+    fn column(&self, name: &str) -> Value {
+        match name {
+            "embeddings" => self.embedding.clone(),
+            "documents" => self.document.clone(),
+            "uris" => self.uri.clone(),
+            _ if self.metadata.is_empty() => Value::Null,
+            _ => Value::Object(self.metadata.clone()),
+        }
+    }
+
     /// chroma-facts.md 3.2: null means no change, metadata is merged key by key.
     fn merge(&mut self, body: &Value, at: usize) {
         for (field, column) in [
@@ -385,8 +423,9 @@ impl Record {
         }
         for (key, value) in body["metadatas"][at].as_object().into_iter().flatten() {
             match value.is_null() {
-                true => self.metadata.remove(key),
-                false => self.metadata.insert(key.clone(), value.clone()),
+                true if key == "chroma:uri" => self.uri = Value::Null,
+                true => drop(self.metadata.remove(key)),
+                false => drop(self.metadata.insert(key.clone(), value.clone())),
             };
         }
     }

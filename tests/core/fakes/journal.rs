@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use diptych::chroma::Generation;
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Journal, JournalError, PayloadRow, RepairRow, Snapshot,
+    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Intent, Journal, JournalError, Lsn, NodeRecord,
+    PayloadRow, RepairRow, Snapshot, SuspectRow,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -30,6 +31,10 @@ struct Tables {
     repairs: Vec<RepairRow>,
     collections: BTreeMap<Generation, CollectionRecord>,
     databases: BTreeMap<(String, String), DatabaseRecord>,
+    nodes: BTreeMap<String, NodeRecord>,
+    suspects: BTreeMap<Uuid, SuspectRow>,
+    intents: BTreeMap<Lsn, Intent>,
+    low_water: Lsn,
 }
 
 type Matches = Box<dyn Fn(&Commit) -> bool + Send>;
@@ -39,6 +44,8 @@ pub struct FakeJournal {
     tables: Mutex<Tables>,
     rules: Mutex<Vec<(Matches, VecDeque<CommitFault>)>>,
     down: Mutex<bool>,
+    /// Nodes that come back are compared by what was written since their checkpoints.
+    compare_restarts: Mutex<bool>,
 }
 
 impl FakeJournal {
@@ -50,6 +57,31 @@ impl FakeJournal {
     ) {
         let faults = faults.into_iter().collect();
         self.rules.lock().push((Box::new(matches), faults));
+    }
+
+    /// Lets admission see intents: in most tests nobody carries the repair out that would follow.
+    pub fn compare_restarts(&self) {
+        *self.compare_restarts.lock() = true;
+    }
+
+    /// What is remembered of a node.
+    pub fn node(&self, name: &str) -> Option<NodeRecord> {
+        self.tables.lock().nodes.get(name).cloned()
+    }
+
+    /// As if a node had never been configured.
+    pub fn forget_node(&self, name: &str) {
+        let mut tables = self.tables.lock();
+        tables.nodes.remove(name);
+        for record in tables.collections.values_mut() {
+            record.node_ids.remove(name);
+        }
+    }
+
+    /// Forgets what was committed after `tables` were copied.
+    pub fn backup(&self) -> impl FnOnce(&Self) + use<> {
+        let copy = self.tables.lock().clone();
+        |journal| *journal.tables.lock() = copy
     }
 
     /// Answers nothing.
@@ -116,7 +148,8 @@ impl FakeJournal {
         rule.and_then(|(_, faults)| faults.pop_front())
     }
 
-    fn write(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
+    /// Carries a commit out at once, without the faults.
+    pub fn write(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
         self.check()?;
         let mut tables = self.tables.lock();
         if tables.term != term {
@@ -137,6 +170,12 @@ impl FakeJournal {
 impl Tables {
     fn row(&mut self, id: Uuid) -> Option<&mut PayloadRow> {
         self.payloads.iter_mut().find(|row| row.id == id)
+    }
+
+    fn park_repair(&mut self, id: Uuid, reason: Option<String>) {
+        if let Some(row) = self.repairs.iter_mut().find(|row| row.id == id) {
+            row.parked = reason;
+        }
     }
 
     fn apply(&mut self, change: &Change) -> Result<(), JournalError> {
@@ -169,7 +208,37 @@ impl Tables {
                 }
             }
             Change::RemoveRepairs(ids) => self.repairs.retain(|row| !ids.contains(&row.id)),
-            Change::RemoveRepairsOf(generation) => self.repairs.retain(|row| row.generation != Some(*generation)),
+            Change::RemoveRepairsOf(generation) => {
+                self.repairs.retain(|row| row.generation != Some(*generation));
+                self.suspects.retain(|_, row| row.generation != *generation);
+            }
+            Change::Unpark(id) => {
+                if let Some(row) = self.row(*id) {
+                    row.parked = None;
+                    row.attempts = 0;
+                }
+            }
+            Change::RemoveBacklog { node, generation, upto } => self
+                .payloads
+                .retain(|row| row.node != *node || row.generation != *generation || row.lsn > *upto),
+            Change::ParkRepair { id, reason } => self.park_repair(*id, Some(reason.clone())),
+            Change::UnparkRepair(id) => self.park_repair(*id, None),
+            Change::Intend(intent) => {
+                self.intents.entry(intent.lsn).or_insert_with(|| intent.clone());
+            }
+            Change::SetLowWater(lsn) => self.low_water = self.low_water.max(*lsn),
+            Change::PutNode(record) => {
+                self.nodes.insert(record.node.clone(), record.clone());
+            }
+            Change::ForgetNodeIds { node } => {
+                for record in self.collections.values_mut() {
+                    record.node_ids.remove(node);
+                }
+            }
+            Change::PutSuspect(row) => {
+                self.suspects.insert(row.id, row.clone());
+            }
+            Change::RemoveSuspects(ids) => self.suspects.retain(|id, _| !ids.contains(id)),
             Change::PutCollection(record) => {
                 let mut record = record.clone();
                 if let Some(known) = self.collections.get(&record.generation) {
@@ -191,11 +260,11 @@ impl Tables {
                 self.databases.remove(&(tenant.clone(), name.clone()));
             }
             Change::RemoveEverything => {
-                let term = self.term;
-                *self = Tables {
-                    term,
-                    ..Tables::default()
-                };
+                self.payloads.clear();
+                self.repairs.clear();
+                self.collections.clear();
+                self.databases.clear();
+                self.suspects.clear();
             }
         }
         Ok(())
@@ -209,6 +278,44 @@ impl Journal for FakeJournal {
         let mut tables = self.tables.lock();
         tables.term += 1;
         Ok(tables.term)
+    }
+
+    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
+        self.check()?;
+        let mut tables = self.tables.lock();
+        if tables.term != term {
+            return Err(JournalError::Fenced {
+                found: tables.term,
+                ours: term,
+            });
+        }
+        tables.term = tables.term.max(to);
+        Ok(tables.term)
+    }
+
+    async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError> {
+        self.check()?;
+        if !*self.compare_restarts.lock() {
+            return Ok(vec![]);
+        }
+        let tables = self.tables.lock();
+        Ok(tables
+            .intents
+            .range(above + 1..)
+            .take(limit)
+            .map(|(_, intent)| intent.clone())
+            .collect())
+    }
+
+    async fn rotate_intents(&self, _term: i64, covered: Lsn) -> Result<(), JournalError> {
+        self.check()?;
+        self.tables.lock().intents.retain(|lsn, _| *lsn > covered);
+        Ok(())
+    }
+
+    async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError> {
+        self.check()?;
+        Ok(self.tables.lock().row(id).cloned())
     }
 
     async fn load(&self) -> Result<Snapshot, JournalError> {
@@ -234,6 +341,14 @@ impl Journal for FakeJournal {
             databases: tables.databases.into_values().collect(),
             repairs: tables.repairs,
             backlogs: backlogs.into_values().collect(),
+            nodes: tables.nodes.into_values().collect(),
+            suspects: tables.suspects.into_values().collect(),
+            low_water: tables.low_water,
+            intents: tables
+                .intents
+                .range(tables.low_water + 1..)
+                .map(|(_, intent)| intent.clone())
+                .collect(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! The core between two fake nodes and a fake journal.
 
-mod chroma;
-mod env;
+pub mod chroma;
+pub mod env;
 mod journal;
 mod node;
 
@@ -14,10 +14,11 @@ use diptych::catalog::Collection;
 use diptych::chroma::{Op, parse_delete, parse_record};
 use diptych::chroma::{RecordWrite, parse_create};
 use diptych::cluster::{Cluster, Node, NodeIndex};
+use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::SharedEnv;
 use diptych::journal::Log;
-use diptych::mirror::{Answer, Core, NamespaceWrite, Settings};
+use diptych::mirror::{Answer, Core, NamespaceWrite, Settings, keep_suspects, recover};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -33,6 +34,8 @@ pub const TENANT: &str = "default_tenant";
 pub const DATABASE: &str = "default_database";
 
 const JOURNAL_CHECK: Duration = Duration::from_secs(1);
+const LOW_WATER: Duration = Duration::from_millis(100);
+const CANARY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 #[derive(Clone)]
@@ -68,12 +71,25 @@ impl Stage {
 
     /// Both nodes are up; the drain and the journal's checks run.
     pub async fn with(seed: u64, change: impl FnOnce(&mut Settings)) -> Self {
-        let env: SharedEnv = Arc::new(env::VirtualEnv::new(seed));
         let nodes = [1, 2].map(|number| Arc::new(FakeNode::new(seed.wrapping_mul(31) + number)));
+        let stage = Self::over(seed, nodes, Arc::default(), change).await;
+        for node in [A, B] {
+            stage.up(node).await;
+        }
+        stage
+    }
+
+    /// A new proxy over nodes and a journal that may have a past. Nobody has looked at the nodes yet.
+    pub async fn over(
+        seed: u64,
+        nodes: [Arc<FakeNode>; 2],
+        journal: Arc<FakeJournal>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
+        let env: SharedEnv = Arc::new(env::VirtualEnv::new(seed));
         let members = ["a", "b"].into_iter().zip(&nodes).enumerate();
         let members = members.map(|(index, (name, node))| Node::new(index, name, "fake:0", 1, node.clone()));
         let cluster = Arc::new(Cluster::new(members.collect()));
-        let journal = Arc::new(FakeJournal::default());
         let mut settings = Settings {
             write_timeout: Duration::from_secs(600),
             mirror_grace: Duration::from_secs(2),
@@ -85,17 +101,38 @@ impl Stage {
             drain_concurrency: 8,
             unknown_per_second: 10,
             tenants: vec![TENANT.to_owned()],
+            databases: vec![],
+            log_payloads: false,
+            when_unavailable: WhenUnavailable::Mirror,
+            log_bytes: 0,
+            log_age: Duration::ZERO,
+            heal: Heal::Auto,
+            repair_concurrency: 2,
+            repair_records: 1000,
+            repair_rate: 0,
+            verify_interval: Duration::ZERO,
+            verify_sample: 100,
         };
         change(&mut settings);
         let log = Log::take(journal.clone(), env.clone(), "test")
             .await
             .expect("the journal is ours");
-        let core = Core::load(env, cluster, log, settings).await.expect("an empty journal");
+        let core = Core::load(env, cluster, log, settings)
+            .await
+            .expect("what the journal holds");
         let stage = Self { core, nodes, journal };
         for node in [A, B] {
-            stage.up(node).await;
             stage.core.env.spawn(Box::pin(drain_node(stage.core.clone(), node)));
         }
+        tokio::spawn(recover(stage.core.clone()));
+        tokio::spawn(keep_suspects(stage.core.clone()));
+        let core = stage.core.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOW_WATER).await;
+                core.log.store_low_water().await;
+            }
+        });
         let core = stage.core.clone();
         tokio::spawn(async move {
             loop {
@@ -104,6 +141,14 @@ impl Stage {
             }
         });
         stage
+    }
+
+    /// From here on open repair rows are carried out.
+    pub fn heal(&self) {
+        for node in [A, B] {
+            let repairs = diptych::repair::repair_node(self.core.clone(), node);
+            self.core.env.spawn(Box::pin(repairs));
+        }
     }
 
     pub fn a(&self) -> &FakeNode {
@@ -123,8 +168,15 @@ impl Stage {
     /// The node's process is back: its canary returns, and health sees it.
     pub async fn up(&self, node: NodeIndex) {
         self.nodes[node].set_down(false);
-        self.core.cluster.node(node).canary().await.expect("the canary");
-        self.core.cluster.observe(node, true);
+        self.admit(node).await.expect("admission");
+    }
+
+    /// What health does when a node's probes pass.
+    pub async fn admit(&self, node: NodeIndex) -> Result<(), String> {
+        let cluster = &self.core.cluster;
+        cluster.verify(&self.core.env, node, CANARY).await?;
+        cluster.observe(node, true);
+        Ok(())
     }
 
     /// Brings a node that is not up back as soon as its canary returns, for as long as the test runs.
@@ -135,8 +187,8 @@ impl Stage {
                 seconds(1).await;
                 for node in [A, B] {
                     let member = stage.core.cluster.node(node);
-                    if !member.is_up() && !stage.nodes[node].is_down() && member.canary().await.is_ok() {
-                        stage.core.cluster.observe(node, true);
+                    if !member.is_up() && !stage.nodes[node].is_down() {
+                        let _ = stage.admit(node).await;
                     }
                 }
             }
@@ -253,6 +305,15 @@ impl Stage {
             let quiet =
                 |pair: &diptych::lane::Pair| pair.pending() == 0 && pair.stragglers() == 0 && pair.uncertain() == 0;
             self.journal.rows().is_empty() && lanes.chain(&self.core.namespace.pairs).all(quiet)
+        })
+        .await;
+    }
+
+    /// Waits until no node misses anything that the log or repair can give it.
+    pub async fn healed(&self) {
+        self.drained().await;
+        self.eventually("repaired", || {
+            self.journal.repairs().is_empty() && self.core.repairs.lock().is_empty()
         })
         .await;
     }

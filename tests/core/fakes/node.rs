@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use diptych::chroma::{OWN_TENANT, RecordWrite, Route, classify};
-use diptych::cluster::{NodeClient, NodeRequest, SendError, StreamedResponse};
+use diptych::cluster::{Held, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
+use diptych::env::BoxFuture;
 use http::{HeaderMap, Method};
 use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
@@ -98,7 +99,7 @@ impl Seen {
     }
 
     fn is_canary(&self) -> bool {
-        self.is_our_own() && self.path.ends_with("/upsert")
+        self.is_our_own() && self.path.contains("/health/") && self.path.ends_with("/upsert")
     }
 
     fn text(&self) -> String {
@@ -132,9 +133,12 @@ impl Inner {
     }
 }
 
+#[derive(Clone)]
 pub struct FakeNode {
     inner: Arc<Mutex<Inner>>,
-    down: watch::Sender<bool>,
+    down: Arc<watch::Sender<bool>>,
+    /// Counts processes: a connection ends with the one that accepted it.
+    process: Arc<watch::Sender<u64>>,
 }
 
 impl FakeNode {
@@ -149,7 +153,8 @@ impl FakeNode {
                 latency: 2000,
                 late: BTreeMap::new(),
             })),
-            down: watch::Sender::new(false),
+            down: Arc::new(watch::Sender::new(false)),
+            process: Arc::new(watch::Sender::new(0)),
         }
     }
 
@@ -175,7 +180,46 @@ impl FakeNode {
 
     /// Refuses connections and breaks those that are open.
     pub fn set_down(&self, down: bool) {
+        if down {
+            self.process.send_modify(|process| *process += 1);
+        }
         self.down.send_replace(down);
+    }
+
+    /// Another process takes its place, before anybody could fail to connect.
+    pub fn restart(&self) {
+        self.set_down(true);
+        self.set_down(false);
+    }
+
+    /// Everything that the node has stored is gone.
+    pub fn wipe(&self) {
+        let mut inner = self.inner.lock();
+        let seed = inner.rng.next();
+        inner.chroma = Chroma::new(seed);
+    }
+
+    /// The id of our own database.
+    pub fn marker(&self) -> Option<String> {
+        let path = format!("/api/v2/tenants/{OWN_TENANT}/databases/marker");
+        let (_, body) = self.inner.lock().chroma.handle(&Method::GET, &path, b"", false);
+        let body: Value = serde_json::from_str(&body).unwrap_or_default();
+        body["id"].as_str().map(str::to_owned)
+    }
+
+    /// Requests that reached the node, our own too.
+    pub fn requests(&self) -> usize {
+        self.inner.lock().seen.len()
+    }
+
+    /// A copy of its folder.
+    pub fn snapshot(&self) -> Chroma {
+        self.inner.lock().chroma.clone()
+    }
+
+    /// Puts a copy of a folder in its place.
+    pub fn restore(&self, folder: Chroma) {
+        self.inner.lock().chroma = folder;
     }
 
     pub fn is_down(&self) -> bool {
@@ -316,8 +360,42 @@ fn closed() -> SendError {
     SendError::Broken("connection closed before message completed".to_owned())
 }
 
+/// A connection to one process.
+struct FakeHeld {
+    node: FakeNode,
+    process: u64,
+}
+
+#[async_trait]
+impl Held for FakeHeld {
+    async fn send(&self, request: NodeRequest) -> Result<NodeResponse, SendError> {
+        tokio::select! {
+            biased;
+            () = self.until_ended() => Err(closed()),
+            answer = self.node.send(request) => answer,
+        }
+    }
+
+    fn until_ended(&self) -> BoxFuture<()> {
+        let (mut process, mine) = (self.node.process.subscribe(), self.process);
+        Box::pin(async move {
+            let _ = process.wait_for(|process| *process != mine).await.is_ok();
+        })
+    }
+}
+
 #[async_trait]
 impl NodeClient for FakeNode {
+    async fn hold(&self) -> Result<Arc<dyn Held>, SendError> {
+        if self.is_down() {
+            return Err(SendError::NotSent("connection refused".to_owned()));
+        }
+        Ok(Arc::new(FakeHeld {
+            node: self.clone(),
+            process: *self.process.borrow(),
+        }))
+    }
+
     async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError> {
         if self.is_down() {
             return Err(SendError::NotSent("connection refused".to_owned()));
@@ -337,14 +415,15 @@ impl NodeClient for FakeNode {
             let most = inner.latency;
             inner.rng.below(most)
         };
-        let mut down = self.down.subscribe();
+        let mut process = self.process.subscribe();
+        let mine = *process.borrow();
         let answer = async {
             tokio::time::sleep(Duration::from_micros(latency)).await;
             self.carry_out(&seen, fault).await
         };
         let (status, body) = tokio::select! {
             biased;
-            _ = down.wait_for(|down| *down) => return Err(closed()),
+            _ = process.wait_for(|process| *process != mine) => return Err(closed()),
             answer = answer => answer?,
         };
         Ok(StreamedResponse {

@@ -1,0 +1,113 @@
+//! Checkpoints: every node says itself, and the journal remembers, up to where it has everything.
+//!
+//! A node that comes back with an older one was restored from a backup, and what it may have lost in a power failure is
+//! found among the intents above its checkpoint (design.md 9). Intents that every node's checkpoint covers are dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Core, Scope};
+use crate::cluster::{NodeIndex, write_checkpoint};
+use crate::env::within;
+use crate::journal::{Change, Lsn, NodeRecord};
+
+const PAUSE: Duration = Duration::from_secs(1);
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
+const ROTATE_PAUSE: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Nothing is open between the node and any lane. The cost is that of the lanes that are open (see `admin::state`).
+    fn has_everything(&self, node: NodeIndex) -> bool {
+        let name = &self.cluster.node(node).name;
+        let open = |scope: Scope| !scope.pairs(self)[node].settled();
+        let repaired = self.repairs.lock().iter().all(|row| row.node != *name);
+        let behind: Vec<_> = self
+            .behind
+            .lock()
+            .range((node, None)..(node + 1, None))
+            .map(|(_, key)| *key)
+            .collect();
+        repaired
+            && self.cluster.node(node).stragglers() == 0
+            && !behind
+                .into_iter()
+                .filter_map(|key| match key {
+                    None => Some(Scope::Namespace),
+                    Some(generation) => self.catalog.by_generation(generation).map(Scope::Collection),
+                })
+                .any(open)
+    }
+
+    /// Writes one checkpoint, if there is something new to say and it is true.
+    ///
+    /// The order matters. The connection that is held is taken first: it is the process that is asked to write. Then
+    /// the mark: what is at or below it is applied on every node, or covered by a row that was counted before the mark
+    /// got there (rule R3). Then it is looked whether rows are left: if none is, the node has all of it. It is written
+    /// on the node before the journal remembers it, so that what is remembered is never ahead of the node.
+    async fn checkpoint(self: &Arc<Self>, node: NodeIndex) -> Result<(), String> {
+        let member = self.cluster.node(node);
+        let Some(held) = member.held().filter(|_| member.is_up() && member.is_verified()) else {
+            return Ok(());
+        };
+        let mark = self.log.stored_low_water();
+        let Some(marker) = member.marker() else { return Ok(()) };
+        if member.checkpoint().is_some_and(|last| last >= mark)
+            || !self.has_everything(node)
+            || !self.log.is_available()
+        {
+            return Ok(());
+        }
+        let written = within(&self.env, WRITE_LIMIT, write_checkpoint(&*held, mark));
+        written
+            .await
+            .unwrap_or_else(|| Err("the checkpoint was not written in time".to_owned()))?;
+        self.remember_checkpoint(node, marker, mark).await;
+        Ok(())
+    }
+
+    /// A checkpoint that was overtaken by a new marker is not remembered.
+    async fn remember_checkpoint(self: &Arc<Self>, node: NodeIndex, marker: String, mark: Lsn) {
+        let _one_at_a_time = self.remembering.lock().await;
+        let member = self.cluster.node(node);
+        if member.marker().as_ref() != Some(&marker) || member.checkpoint().is_some_and(|last| last >= mark) {
+            return;
+        }
+        let changes = vec![Change::PutNode(NodeRecord {
+            node: member.name.clone(),
+            marker,
+            checkpoint: mark,
+        })];
+        if self.log.commit(&changes).await.is_ok() {
+            self.apply(&changes);
+        }
+    }
+}
+
+/// Keeps a node's checkpoint close behind what is written, for as long as the process lives.
+pub async fn keep_checkpoints(core: Arc<Core>, node: NodeIndex) {
+    loop {
+        core.env.sleep(PAUSE).await;
+        if let Err(reason) = core.checkpoint(node).await {
+            tracing::warn!(node = core.cluster.node(node).name, reason, "No checkpoint.");
+            // A `reset` takes it away and writes it again before it lets go of the namespace.
+            let _alone = core.exclusive_namespace().await;
+            core.marker_is_unchanged(node).await;
+        }
+    }
+}
+
+/// Drops intents that no node will ever be compared by, for as long as the process lives.
+pub async fn keep_intents(core: Arc<Core>) {
+    let mut dropped: Lsn = 0;
+    loop {
+        core.env.sleep(ROTATE_PAUSE).await;
+        let covered = core.cluster.nodes().iter().map(|node| node.checkpoint().unwrap_or(0));
+        let covered = covered.min().unwrap_or(0);
+        if covered > dropped && core.log.is_available() {
+            match core.log.journal().rotate_intents(core.log.term(), covered).await {
+                Ok(()) => dropped = covered,
+                Err(error) => tracing::warn!(%error, "Intents could not be dropped."),
+            }
+        }
+    }
+}

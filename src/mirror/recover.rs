@@ -1,0 +1,360 @@
+//! After a crash: what became of the entries that were under way when the last writer ended?
+//!
+//! Their intents are in the log, above the low-water mark. Nothing is replayed (rule R4, schedule S1). For records, the
+//! first node that can serve the collection again is flushed (Chroma hides what it committed for a client that hung up,
+//! schedule S15), and one commit makes it the source: the records in question are made equal to it on every other node
+//! (schedule S14). Until then nobody serves that collection; all others are served. For names, the first node that can
+//! serve the namespace says what there is: the catalog follows it, and so do the other nodes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cover::RepairWanted;
+use super::{Core, Scope};
+use crate::catalog::Collection;
+use crate::chroma::{DeleteBody, Generation, Op, node_path, parse_collection_object};
+use crate::cluster::{NodeIndex, NodeRequest};
+use crate::fault;
+use crate::journal::{Change, Commit, Intent, Lsn, PayloadRow, RepairKind};
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Entries of one lane whose outcome is not known.
+#[derive(Debug, Default)]
+pub(super) struct InDoubt {
+    lsns: Vec<Lsn>,
+    ids: BTreeSet<String>,
+    /// Of the namespace lane, in order.
+    ops: Vec<Op>,
+}
+
+/// What a node has under a collection's UUID.
+enum Found {
+    Name(String),
+    Nothing,
+    /// It did not say.
+    Silence,
+}
+
+impl Core {
+    /// Keeps what was under way from being served, and the low-water mark below it.
+    pub(super) fn remember_in_doubt(&self, intents: Vec<Intent>) {
+        let mut in_doubt = self.in_doubt.lock();
+        for intent in intents {
+            let scope = match intent.generation {
+                None => Scope::Namespace,
+                Some(generation) => match self.catalog.by_generation(generation) {
+                    Some(collection) if !collection.is_deleted() => Scope::Collection(collection),
+                    _ => continue,
+                },
+            };
+            self.log.reopen(intent.lsn);
+            scope.pairs(self).iter().for_each(|pair| pair.set_recovering(true));
+            let lane = in_doubt.entry(intent.generation).or_default();
+            lane.lsns.push(intent.lsn);
+            lane.ids.extend(intent.ids.into_iter().flatten());
+            if intent.generation.is_none() {
+                lane.ops.push(intent.op);
+            }
+        }
+    }
+
+    /// Has the recovery of a collection compare these records as well. False: it is not being recovered.
+    pub(super) fn recover_too(&self, generation: Generation, ids: &BTreeSet<String>) -> bool {
+        let mut in_doubt = self.in_doubt.lock();
+        let Some(lane) = in_doubt.get_mut(&Some(generation)) else {
+            return false;
+        };
+        lane.ids.extend(ids.iter().cloned());
+        true
+    }
+
+    /// Lanes that nobody serves until it is known what became of their last entries.
+    pub fn recovering(&self) -> usize {
+        self.in_doubt.lock().len()
+    }
+
+    /// The first node that could serve the lane.
+    fn recovery_source(&self, scope: &Scope) -> Vec<NodeIndex> {
+        let mapped = |node: NodeIndex| match scope {
+            Scope::Namespace => true,
+            Scope::Collection(collection) => collection.node_id(node).is_some(),
+        };
+        self.cluster
+            .up()
+            .filter(|&node| scope.pairs(self)[node].settled() && mapped(node))
+            .collect()
+    }
+
+    fn recovered(&self, scope: &Scope) {
+        let Some(lane) = self.in_doubt.lock().remove(&scope.generation()) else {
+            return;
+        };
+        scope.pairs(self).iter().for_each(|pair| pair.set_recovering(false));
+        lane.lsns.into_iter().for_each(|lsn| self.log.settle(lsn));
+        tracing::info!(generation = scope.generation(), "Recovered a lane after the last stop.");
+        self.cluster.announce_change();
+    }
+
+    async fn recover_lane(self: &Arc<Self>, generation: Option<Generation>) {
+        match generation.map(|generation| self.catalog.by_generation(generation)) {
+            None => self.recover_namespace().await,
+            Some(Some(collection)) if !collection.is_deleted() => self.recover_collection(&collection).await,
+            Some(_) => {
+                if let Some(lane) = self.in_doubt.lock().remove(&generation) {
+                    lane.lsns.into_iter().for_each(|lsn| self.log.settle(lsn));
+                }
+            }
+        }
+    }
+
+    async fn recover_collection(self: &Arc<Self>, collection: &Arc<Collection>) {
+        let scope = Scope::Collection(collection.clone());
+        if self.recovery_source(&scope).is_empty() {
+            return;
+        }
+        let _alone = self.exclusive(collection).await;
+        let Some(ids) = self
+            .in_doubt
+            .lock()
+            .get(&scope.generation())
+            .map(|lane| lane.ids.iter().cloned().collect::<Vec<_>>())
+        else {
+            return;
+        };
+        for source in self.recovery_source(&scope) {
+            if !self.flush(collection, source).await {
+                continue;
+            }
+            fault::point("recovery-flushed");
+            let others = (0..self.cluster.len()).filter(|&node| node != source);
+            let rows: Commit = others
+                .map(|node| {
+                    let wanted = RepairWanted {
+                        source: Some(source),
+                        reversible: true,
+                        ..RepairWanted::records(Some(ids.clone()), self.log.next_lsn(), "under way at the last stop")
+                    };
+                    Change::InsertRepair(self.new_repair(node, scope.generation(), wanted))
+                })
+                .collect();
+            if self.log.commit(&rows).await.is_ok() {
+                fault::point("recovery-committed");
+                self.apply(&rows);
+                self.recovered(&scope);
+            }
+            return;
+        }
+    }
+
+    /// Makes visible what a node has committed and hides: a harmless write does (chroma-facts.md 3.4).
+    pub(crate) async fn flush(self: &Arc<Self>, collection: &Collection, node: NodeIndex) -> bool {
+        let Some(id) = collection.node_id(node) else {
+            return false;
+        };
+        let facts = collection.facts();
+        let path = node_path::record(&facts.tenant, &facts.database, id, "delete");
+        let body = DeleteBody::delete_ids_body(&[self.env.new_id().to_string()]);
+        self.bounded_read(node, NodeRequest::post(path, body))
+            .await
+            .is_some_and(|answer| answer.is_success())
+    }
+
+    async fn recover_namespace(self: &Arc<Self>) {
+        let Some(_alone) = self.exclusive_namespace().await else {
+            return;
+        };
+        let Some(&source) = self.recovery_source(&Scope::Namespace).first() else {
+            return;
+        };
+        let Some(ops) = self.in_doubt.lock().get(&None).map(|lane| lane.ops.clone()) else {
+            return;
+        };
+        let mut changes: Commit = vec![];
+        for op in &ops {
+            match self.inspect(source, op).await {
+                Some(found) => changes.extend(found),
+                None => return,
+            }
+        }
+        for node in (0..self.cluster.len()).filter(|&node| node != source) {
+            let wanted = RepairWanted {
+                source: Some(source),
+                ..RepairWanted::whole(self.log.next_lsn(), "names were changed at the last stop")
+            };
+            changes.push(Change::InsertRepair(self.new_repair(node, None, wanted)));
+        }
+        fault::point("names-inspected");
+        if self.log.commit(&changes).await.is_err() {
+            return;
+        }
+        self.apply(&changes);
+        for pair in &self.namespace.pairs {
+            pair.set_recovering(false);
+        }
+        for op in &ops {
+            if let Op::CreateCollection {
+                tenant,
+                database,
+                name,
+                generation,
+            } = op
+                && self.catalog.by_generation(*generation).is_none()
+                && self.register_name(tenant, database, name).await.is_err()
+            {
+                // It is looked up when someone asks for it, and by the survey.
+                tracing::warn!(name, "Could not look for a collection whose creation was under way.");
+            }
+        }
+        self.recovered(&Scope::Namespace);
+    }
+
+    /// What the catalog and the other nodes have to follow, by what `source` shows of one entry. `None`: it did not say.
+    async fn inspect(self: &Arc<Self>, source: NodeIndex, op: &Op) -> Option<Commit> {
+        let mut changes = vec![];
+        match op {
+            Op::DeleteCollection { generation, .. } => {
+                if let Some(collection) = self.living(*generation) {
+                    changes.extend(self.gone(source, &collection).await?);
+                }
+            }
+            Op::ModifyCollection { generation, .. } => {
+                if let Some(collection) = self.living(*generation) {
+                    match self.found(source, &collection).await {
+                        Found::Name(name) => changes.extend(self.modified(source, &collection, name)),
+                        Found::Nothing => {}
+                        Found::Silence => return None,
+                    }
+                }
+            }
+            Op::DeleteDatabase { tenant, name } => {
+                for collection in self.catalog.in_database(tenant, name) {
+                    changes.extend(self.gone(source, &collection).await?);
+                }
+                let path = NodeRequest::get(node_path::database(tenant, name));
+                if self.bounded_read(source, path).await?.status == 404 {
+                    changes.push(Change::RemoveDatabase {
+                        tenant: tenant.clone(),
+                        name: name.clone(),
+                    });
+                }
+            }
+            Op::Reset => {
+                for collection in self.catalog.all().into_iter().filter(|one| !one.is_deleted()) {
+                    changes.extend(self.gone(source, &collection).await?);
+                }
+            }
+            // A tenant cannot be listed and is never deleted: the others get it by its own entry.
+            Op::CreateTenant { name } | Op::ModifyTenant { name } => {
+                let there = self
+                    .bounded_read(source, NodeRequest::get(node_path::tenant(name)))
+                    .await?;
+                if there.is_success() {
+                    changes.extend(self.tenant_rows(source, name));
+                }
+            }
+            _ => {}
+        }
+        Some(changes)
+    }
+
+    fn living(&self, generation: Generation) -> Option<Arc<Collection>> {
+        self.catalog
+            .by_generation(generation)
+            .filter(|collection| !collection.is_deleted())
+    }
+
+    async fn found(self: &Arc<Self>, node: NodeIndex, collection: &Collection) -> Found {
+        let Some(id) = collection.node_id(node) else {
+            return Found::Silence;
+        };
+        let facts = collection.facts();
+        let by_id = NodeRequest::get(node_path::by_id(&facts.tenant, &facts.database, id));
+        match self.bounded_read(node, by_id).await {
+            Some(answer) if answer.is_success() => match parse_collection_object(&answer.body) {
+                Some(object) => Found::Name(object.name),
+                None => Found::Silence,
+            },
+            Some(answer) if answer.status == 404 => Found::Nothing,
+            _ => Found::Silence,
+        }
+    }
+
+    /// A delete that reached the source is completed: the other nodes get it for the same generation.
+    async fn gone(self: &Arc<Self>, source: NodeIndex, collection: &Arc<Collection>) -> Option<Commit> {
+        if collection.node_id(source).is_none() {
+            return Some(vec![]);
+        }
+        match self.found(source, collection).await {
+            Found::Name(_) => Some(vec![]),
+            Found::Nothing => Some(self.deletion(collection)),
+            Found::Silence => None,
+        }
+    }
+
+    fn modified(&self, source: NodeIndex, collection: &Arc<Collection>, name: String) -> Commit {
+        let mut changes = vec![];
+        if collection.facts().name != name {
+            let mut record = collection.record();
+            record.name = name;
+            record.updated_at = self.env.wall();
+            changes.push(Change::PutCollection(record));
+        }
+        for node in (0..self.cluster.len()).filter(|&node| node != source) {
+            let wanted = RepairWanted {
+                kind: RepairKind::Records,
+                source: Some(source),
+                reversible: true,
+                ..RepairWanted::records(Some(vec![]), self.log.next_lsn(), "it was modified at the last stop")
+            };
+            let row = self.new_repair(node, Some(collection.generation), wanted);
+            changes.push(Change::InsertRepair(row));
+        }
+        changes
+    }
+
+    fn tenant_rows(&self, source: NodeIndex, name: &str) -> Commit {
+        let others = (0..self.cluster.len()).filter(|&node| node != source);
+        others
+            .map(|node| {
+                self.behind.lock().insert((node, None));
+                let row = PayloadRow {
+                    id: self.env.new_id(),
+                    node: self.cluster.node(node).name.clone(),
+                    generation: None,
+                    lsn: self.log.next_lsn(),
+                    op: Op::CreateTenant { name: name.to_owned() },
+                    body: serde_json::json!({ "name": name }).to_string().into(),
+                    refused: false,
+                    in_doubt: true,
+                    attempts: 0,
+                    parked: None,
+                    created_at: self.env.wall(),
+                };
+                self.namespace.pairs[node].add_pending(1, row.body.len() as u64, row.created_at.timestamp_micros());
+                Change::InsertPayload(row)
+            })
+            .collect()
+    }
+}
+
+/// Finds out what became of the last writer's entries, until all is known.
+pub async fn recover(core: Arc<Core>) {
+    let mut changes = core.cluster.watch_changes();
+    loop {
+        changes.mark_unchanged();
+        let lanes: Vec<_> = core.in_doubt.lock().keys().copied().collect();
+        if lanes.is_empty() {
+            return;
+        }
+        for lane in lanes {
+            core.recover_lane(lane).await;
+        }
+        tokio::select! {
+            biased;
+            _ = changes.changed() => {}
+            () = core.env.sleep(TICK) => {}
+        }
+    }
+}

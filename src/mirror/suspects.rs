@@ -1,0 +1,111 @@
+//! Suspects: records whose outcome on a node was unknown.
+//!
+//! A request that timed out or was cut may still land, at the latest when SQLite on the node stops waiting for its lock
+//! (1000 s, chroma-facts.md 0). The drain waits for a canary before it goes on, and after that the records are compared
+//! with another node three times more (design.md 4.7, schedule S11).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cover::{EntryInfo, RepairWanted};
+use super::{Core, Outcome, Scope};
+use crate::catalog::Collection;
+use crate::cluster::NodeIndex;
+use crate::journal::{Change, Commit, SuspectRow};
+
+/// When records are compared, each counted from the time before.
+const AFTER: [Duration; 3] = [
+    Duration::from_secs(10),
+    Duration::from_secs(50),
+    Duration::from_secs(940),
+];
+const TICK: Duration = Duration::from_secs(2);
+/// How many suspects one repair row takes.
+const TOGETHER: usize = 200;
+
+impl Core {
+    /// Rows for the nodes whose outcome is unknown.
+    pub(super) fn suspects_of(
+        &self,
+        collection: &Collection,
+        outcomes: &[Outcome],
+        entry: &EntryInfo,
+    ) -> Vec<SuspectRow> {
+        let unknown = outcomes
+            .iter()
+            .enumerate()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Unknown(_)));
+        let Some(ids) = &entry.ids else { return vec![] };
+        unknown
+            .map(|(node, _)| SuspectRow {
+                id: self.env.new_id(),
+                node: self.cluster.node(node).name.clone(),
+                generation: collection.generation,
+                ids: ids.clone(),
+                step: 0,
+                due_at: self.env.wall() + AFTER[0],
+            })
+            .collect()
+    }
+
+    /// Suspects whose time has come, by node and collection; none of a node that cannot be compared now.
+    fn due_suspects(&self) -> Vec<(Scope, NodeIndex, Vec<SuspectRow>)> {
+        let now = self.env.wall();
+        let mut due: std::collections::BTreeMap<(String, i64), Vec<SuspectRow>> = std::collections::BTreeMap::new();
+        for row in self.suspects.lock().values().filter(|row| row.due_at <= now) {
+            let rows = due.entry((row.node.clone(), row.generation)).or_default();
+            if rows.len() < TOGETHER {
+                rows.push(row.clone());
+            }
+        }
+        due.into_iter()
+            .filter_map(|((node, generation), rows)| {
+                let (scope, node) = self.find(Some(generation), &node)?;
+                Some((scope, node, rows))
+            })
+            .collect()
+    }
+
+    /// Has the records compared: a repair row, in the same commit that puts off their next time.
+    async fn compare_suspects(self: &Arc<Self>, scope: &Scope, node: NodeIndex, rows: Vec<SuspectRow>) {
+        let Scope::Collection(collection) = scope else { return };
+        let _alone = self.exclusive(collection).await;
+        let source = self.usable(collection).into_iter().find(|&other| other != node);
+        // Only a node in step is compared: one that is behind is left alone until it is.
+        let (Some(source), true) = (source, collection.in_sync(node) && !collection.is_deleted()) else {
+            return;
+        };
+        let mut ids: Vec<String> = rows.iter().flat_map(|row| row.ids.clone()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let wanted = RepairWanted {
+            source: Some(source),
+            reversible: true,
+            ..RepairWanted::records(Some(ids), self.log.next_lsn(), "the outcome of a write was unknown")
+        };
+        let mut changes: Commit = vec![self.repair_row(scope, node, wanted)];
+        for mut row in rows {
+            row.step += 1;
+            match usize::try_from(row.step).ok().and_then(|step| AFTER.get(step)) {
+                Some(pause) => {
+                    row.due_at = self.env.wall() + *pause;
+                    changes.push(Change::PutSuspect(row));
+                }
+                None => changes.push(Change::RemoveSuspects(vec![row.id])),
+            }
+        }
+        self.commit_or_retry(scope, vec![node], changes).await;
+    }
+}
+
+/// Compares suspects when their time comes, for as long as the process lives.
+pub async fn keep_suspects(core: Arc<Core>) {
+    loop {
+        core.env.sleep(TICK).await;
+        if core.log.is_available() {
+            for (scope, node, rows) in core.due_suspects() {
+                core.compare_suspects(&scope, node, rows).await;
+            }
+        }
+    }
+}

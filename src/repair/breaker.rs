@@ -1,0 +1,127 @@
+//! A circuit breaker per collection and node: one corrupt index takes one collection off one node, not the node.
+//!
+//! A 5xx that one node alone gives to reads of a collection counts against it; three in a row are checked by reads of
+//! our own, on it and on another node, and if only it fails them, its copy is rebuilt from there (design.md 9).
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::read::Object;
+use crate::catalog::Collection;
+use crate::chroma::node_path;
+use crate::cluster::{NodeIndex, NodeRequest};
+use crate::config::Heal;
+use crate::journal::{Change, RepairKind};
+use crate::mirror::{Core, RepairWanted, Scope};
+
+/// Failed reads in a row before a node is suspected.
+const IN_A_ROW: u32 = 3;
+
+/// What our own reads of a collection on a node gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Serves,
+    /// It lives, and answers with a 5xx.
+    Fails,
+    Unclear,
+}
+
+impl Core {
+    /// A node served a read of this collection.
+    pub fn report_read_success(&self, collection: &Collection, node: NodeIndex) {
+        let mut broken = self.repairing.broken_reads.lock();
+        if !broken.is_empty() {
+            broken.remove(&(collection.generation, node));
+        }
+    }
+
+    /// A node answered a read of this collection with a 5xx where another may serve it.
+    pub fn report_read_failure(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        {
+            let mut broken = self.repairing.broken_reads.lock();
+            let count = broken.entry((collection.generation, node)).or_default();
+            *count += 1;
+            if *count != IN_A_ROW {
+                return;
+            }
+        }
+        let (core, collection) = (self.clone(), collection.clone());
+        self.spawn_job(async move {
+            core.examine(&collection, node).await;
+            core.repairing
+                .broken_reads
+                .lock()
+                .remove(&(collection.generation, node));
+        });
+    }
+
+    /// Writes a repair row if this node alone cannot serve the collection.
+    async fn examine(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        let _alone = self.exclusive(collection).await;
+        let scope = Scope::Collection(collection.clone());
+        if collection.is_deleted() || !collection.in_sync(node) || self.health(collection, node).await != Health::Fails
+        {
+            return;
+        }
+        let mut peer_serves = false;
+        for peer in self.usable(collection).into_iter().filter(|&peer| peer != node) {
+            peer_serves |= self.health(collection, peer).await == Health::Serves;
+        }
+        if !peer_serves || !self.another_has_authority(&scope, node) {
+            tracing::error!(
+                node = self.cluster.node(node).name,
+                collection = collection.facts().name,
+                "A node cannot serve a collection, and no other node could give it back."
+            );
+            return;
+        }
+        let wanted = RepairWanted {
+            kind: RepairKind::Rebuild,
+            ..RepairWanted::whole(self.log.next_lsn(), "the node alone cannot serve the collection")
+        };
+        let mut row = self.new_repair(node, scope.generation(), wanted);
+        if self.settings.heal == Heal::Manual {
+            row.parked = Some("heal is manual".to_owned());
+        }
+        let changes = vec![self.counted(row)];
+        self.commit_or_retry(&scope, vec![node], changes).await;
+    }
+
+    async fn health(self: &Arc<Self>, collection: &Collection, node: NodeIndex) -> Health {
+        let Some(id) = collection.node_id(node) else {
+            return Health::Unclear;
+        };
+        let facts = collection.facts();
+        let by_id = NodeRequest::get(node_path::by_id(&facts.tenant, &facts.database, id));
+        let dimension = match self.bounded_read(node, by_id).await {
+            Some(answer) if answer.is_success() => Object::parse(&answer.body).and_then(|object| object.dimension),
+            _ => return Health::Unclear,
+        };
+        let mut reads = vec![(
+            "get",
+            json!({"limit": 1, "include": ["embeddings", "documents", "metadatas"]}),
+        )];
+        if let Some(dimension) = dimension.and_then(|dimension| usize::try_from(dimension).ok()) {
+            reads.push((
+                "query",
+                json!({"query_embeddings": [vec![1.0; dimension]], "n_results": 1}),
+            ));
+        }
+        for (op, body) in reads {
+            let path = node_path::record(&facts.tenant, &facts.database, id, op);
+            match self.bounded_read(node, NodeRequest::post(path, body.to_string())).await {
+                Some(answer) if answer.status >= 500 && answer.status != 501 => return Health::Fails,
+                Some(_) => {}
+                None => return Health::Unclear,
+            }
+        }
+        Health::Serves
+    }
+
+    /// A repair row that is open from now on.
+    fn counted(&self, row: crate::journal::RepairRow) -> Change {
+        self.count_repair(&row);
+        Change::InsertRepair(row)
+    }
+}

@@ -1,0 +1,245 @@
+//! Copying a whole collection to a node, while it is written to.
+//!
+//! The target's payload rows wait meanwhile; what they are about is remembered as *touched*. The ids of the source are
+//! listed in the lane, the records compared and copied without it, in the source's order, and the touched ones once
+//! more at the end, in the lane again. Then one commit removes the repair rows found at the beginning and every payload
+//! row that exists (schedules S30, S33): the node joins.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::compare;
+use super::read::{self, Object};
+use super::records::Job;
+use super::{Trouble, props, verify};
+use crate::journal::{Change, RepairKind, RepairRow};
+use crate::lane::Touched;
+
+/// One answer is to be about this big.
+const CHUNK_BYTES: usize = 4 << 20;
+const FIRST_CHUNK: usize = 100;
+/// The touched records are copied without the lane as long as there are more.
+const LAST_ROUND: usize = 500;
+/// After so many rounds over touched records the writers are faster than we, and the lane is taken.
+const ROUNDS: usize = 10;
+/// How often, a second apart, a source that is out of step for a moment is waited for before the end.
+const SOURCE_PATIENCE: usize = 60;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Forgets what was touched when the copy ends, however it ends.
+struct Tracking<'a>(&'a Job);
+
+impl Drop for Tracking<'_> {
+    fn drop(&mut self) {
+        self.0.collection.pairs[self.0.target].stop_tracking();
+    }
+}
+
+/// How many records to ask for next, so that answers stay small.
+pub(super) fn next_chunk(records: usize, bytes: usize, most: usize) -> usize {
+    let fitting = match bytes.checked_div(records.max(1)) {
+        None | Some(0) => most,
+        Some(each) => CHUNK_BYTES / each,
+    };
+    fitting
+        .clamp(1, records.saturating_mul(2).max(FIRST_CHUNK))
+        .min(most.max(1))
+}
+
+/// Carries out rows of the kinds `Whole` and `Rebuild`, and with them whatever else is open for the node.
+pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
+    let core = &job.core;
+    let pair = &job.collection.pairs[job.target];
+    let key = (job.target, job.collection.generation);
+    let rebuild = rows.iter().any(|row| row.kind == RepairKind::Rebuild) && !core.repairing.is_rebuilt(key);
+    if rebuild {
+        // Nothing is deleted before the source has shown that it can give everything (R2).
+        read_through(job).await?;
+    }
+    {
+        let _names = core.exclusive_namespace().await;
+        let _alone = core.exclusive(&job.collection).await;
+        job.check()?;
+        if !core.namespace.pairs[job.target].in_sync() {
+            return Err(Trouble::Wait("the node is not in step with the namespace".to_owned()));
+        }
+        props::ensure(job, rebuild).await?;
+        if rebuild {
+            core.repairing.set_rebuilt(key);
+        }
+    }
+    let (open, source, ids, _tracking, disturbed) = {
+        let _alone = core.exclusive(&job.collection).await;
+        job.check()?;
+        let open = super::still_open(core, rows);
+        job.fence().await?;
+        job.flush().await?;
+        let (source, _) = job.objects().await?;
+        pair.start_tracking();
+        let tracking = Tracking(job);
+        let disturbed = job.collection.pairs[job.source].disturbances();
+        let ids = read::ids(core, &job.collection, job.from()?).await?;
+        (open, source, ids, tracking, disturbed)
+    };
+    let undisturbed = || match job.collection.pairs[job.source].disturbances() == disturbed {
+        true => Ok(()),
+        false => Err(Trouble::Wait("the source needs a repair itself".to_owned())),
+    };
+    copy(job, &source, &ids, &undisturbed).await?;
+    drop(ids);
+    finish(job, &source, &open, &undisturbed).await
+}
+
+/// Reads everything that the source has.
+async fn read_through(job: &Job) -> Result<(), Trouble> {
+    let core = &job.core;
+    let most = core.settings.repair_records;
+    let ids = read::ids(core, &job.collection, job.from()?).await?;
+    let (mut at, mut size) = (0, FIRST_CHUNK.min(most));
+    while at < ids.len() {
+        let part = &ids[at..ids.len().min(at + size)];
+        let (records, bytes) = read::records(core, &job.collection, job.from()?, part).await?;
+        for record in &records {
+            compare::readable(record).map_err(|unreadable| Trouble::Source(unreadable.to_string()))?;
+        }
+        at += part.len();
+        size = next_chunk(part.len(), bytes, most);
+        pace(job, part.len()).await?;
+    }
+    Ok(())
+}
+
+/// Whether work without the lane may go on, and no faster than it is allowed to.
+async fn pace(job: &Job, records: usize) -> Result<(), Trouble> {
+    let core = &job.core;
+    core.repairing.pace(core, records).await;
+    let both_up = core.cluster.node(job.source).is_up() && core.cluster.node(job.target).is_up();
+    match both_up && !super::is_paused(core) && !job.collection.is_deleted() {
+        true => Ok(()),
+        false => Err(Trouble::Wait("interrupted".to_owned())),
+    }
+}
+
+async fn copy(
+    job: &Job,
+    source: &Object,
+    ids: &[String],
+    undisturbed: &impl Fn() -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let core = &job.core;
+    let wanted: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+    // Nobody but us writes to the target.
+    let there = read::ids(core, &job.collection, job.to()?).await?;
+    let surplus: Vec<String> = there
+        .iter()
+        .filter(|id| !wanted.contains(id.as_str()))
+        .cloned()
+        .collect();
+    drop(wanted);
+    let there: BTreeSet<String> = there.into_iter().collect();
+    core.repairing
+        .begin(job.target, Some(job.collection.generation), ids.len(), core.env.wall());
+    let most = core.settings.repair_records;
+    for part in surplus.chunks(most.max(1)) {
+        delete(job, part, source).await?;
+    }
+    let (mut at, mut size) = (0, FIRST_CHUNK.min(most));
+    while at < ids.len() {
+        undisturbed()?;
+        let part = &ids[at..ids.len().min(at + size)];
+        let on_target: Vec<String> = part.iter().filter(|id| there.contains(*id)).cloned().collect();
+        let patience = core.settings.write_timeout;
+        let found = job.equalise(part, &on_target, source.space(), patience).await?;
+        at += part.len();
+        size = next_chunk(part.len(), found.bytes, most);
+        core.repairing.progress(job.target, Some(job.collection.generation), at);
+        pace(job, part.len()).await?;
+    }
+    Ok(())
+}
+
+/// Records that only the target had when the source was listed; one that came since is touched.
+async fn delete(job: &Job, surplus: &[String], source: &Object) -> Result<(), Trouble> {
+    let patience = job.core.settings.write_timeout;
+    job.equalise(surplus, surplus, source.space(), patience).await?;
+    pace(job, surplus.len()).await
+}
+
+/// What was touched meanwhile, first without the lane; the rest in it, and the commit.
+async fn finish(
+    job: &Job,
+    source: &Object,
+    open: &[RepairRow],
+    undisturbed: &impl Fn() -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let core = &job.core;
+    let pair = &job.collection.pairs[job.target];
+    let mut ids: BTreeSet<String> = BTreeSet::new();
+    let take = |ids: &mut BTreeSet<String>| {
+        let Touched { ids: new, overflowed } = pair.take_touched();
+        ids.extend(new);
+        match overflowed {
+            true => Err(Trouble::Wait("too much was written meanwhile".to_owned())),
+            false => Ok(()),
+        }
+    };
+    let (mut rounds, mut waited) = (0, 0);
+    loop {
+        take(&mut ids)?;
+        undisturbed()?;
+        if ids.len() > LAST_ROUND && rounds < ROUNDS {
+            rounds += 1;
+            let round: Vec<String> = std::mem::take(&mut ids).into_iter().collect();
+            for part in round.chunks(LAST_ROUND) {
+                job.equalise(part, part, source.space(), core.settings.write_timeout)
+                    .await?;
+                pace(job, part.len()).await?;
+            }
+            continue;
+        }
+        let alone = core.exclusive(&job.collection).await;
+        if !core.usable(&job.collection).contains(&job.source) && waited < SOURCE_PATIENCE {
+            drop(alone);
+            waited += 1;
+            core.env.sleep(PAUSE).await;
+            pace(job, 0).await?;
+            continue;
+        }
+        take(&mut ids)?;
+        undisturbed()?;
+        job.check()?;
+        job.flush().await?;
+        let ids: Vec<String> = ids.into_iter().collect();
+        job.equalise_in_lane(&ids, source.space()).await?;
+        let (source, target) = job.objects().await?;
+        job.equalise_dimension(&source, &target).await?;
+        verify::same_count(job).await?;
+        conclude(job, open).await;
+        return Ok(());
+    }
+}
+
+/// The node joins. The caller holds the lane.
+async fn conclude(job: &Job, open: &[RepairRow]) {
+    let core = &job.core;
+    let scope = job.scope();
+    let changes = vec![
+        Change::RemoveRepairs(open.iter().map(|row| row.id).collect()),
+        Change::RemoveBacklog {
+            node: core.cluster.node(job.target).name.clone(),
+            generation: scope.generation(),
+            upto: core.log.next_lsn(),
+        },
+    ];
+    // The rows count until the repair rows are gone, and those go by the same commit.
+    let pair = &job.collection.pairs[job.target];
+    pair.remove_parked(pair.parked());
+    pair.drained();
+    core.behind.lock().remove(&(job.target, scope.generation()));
+    core.commit_or_retry(&scope, vec![job.target], changes).await;
+    tracing::info!(
+        node = core.cluster.node(job.target).name,
+        generation = job.collection.generation,
+        "The collection was copied."
+    );
+}

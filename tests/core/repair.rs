@@ -1,0 +1,594 @@
+//! Nodes are made equal again.
+
+use std::sync::Arc;
+
+use diptych::catalog::Collection;
+use diptych::chroma::RecordWrite;
+use diptych::config::Heal;
+use diptych::journal::{Change, Commit, RepairKind};
+use diptych::mirror::{RepairWanted, Scope};
+use diptych::repair::jobs;
+use serde_json::{Value, json};
+
+use crate::fakes::{A, ALWAYS, B, CommitFault, Fault, Gate, Stage, seconds, value};
+
+fn removes_repairs(commit: &Commit) -> bool {
+    commit.iter().any(|change| matches!(change, Change::RemoveRepairs(_)))
+}
+
+impl Stage {
+    /// Changes one node's copy of a collection behind everybody's back.
+    fn tamper(&self, node: usize, name: &str, kind: RecordWrite, body: Value) {
+        self.nodes[node].with(|chroma| chroma.tamper(name, kind, body));
+    }
+
+    /// Writes a repair row, as something that found a need for it does.
+    async fn want(&self, collection: &Arc<Collection>, node: usize, wanted: RepairWanted) {
+        let scope = Scope::Collection(collection.clone());
+        assert!(jobs::want(&self.core, &scope, node, wanted).await);
+    }
+
+    async fn repaired(&self) {
+        self.eventually("repaired", || {
+            self.journal.repairs().is_empty() && self.core.repairs.lock().is_empty()
+        })
+        .await;
+        self.drained().await;
+    }
+}
+
+fn records(ids: &[&str]) -> RepairWanted {
+    RepairWanted::records(Some(ids.iter().map(|id| (*id).to_owned()).collect()), 1, "a test")
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_made_equal_and_keep_their_places() {
+    let stage = Stage::new(1).await;
+    let c = stage.create("c").await;
+    for n in 0..6 {
+        stage.upsert(&c, ["p", "q", "r", "s", "t", "u"][n as usize], n).await;
+    }
+    let bare = json!({"ids": ["v"], "embeddings": [[7, 7]]});
+    stage.write(&c, RecordWrite::Add, bare).await;
+    // Stale keys and a stale uri, another value, a lost record, one too many, a document that should not be there.
+    stage.tamper(
+        B,
+        "c",
+        RecordWrite::Update,
+        json!({"ids": ["q"], "metadatas": [{"stale": true}], "uris": ["old"]}),
+    );
+    stage.tamper(B, "c", RecordWrite::Upsert, value("r", 99));
+    stage.tamper(B, "c", RecordWrite::Delete, json!({"ids": ["s"]}));
+    stage.tamper(B, "c", RecordWrite::Add, value("extra", 1));
+    stage.tamper(
+        B,
+        "c",
+        RecordWrite::Update,
+        json!({"ids": ["v"], "documents": ["stale"]}),
+    );
+    // Not named, so not touched.
+    stage.tamper(B, "c", RecordWrite::Upsert, value("t", 50));
+    stage
+        .want(&c, B, records(&["q", "r", "s", "extra", "v", "nowhere"]))
+        .await;
+    assert_eq!(stage.usable(&c), [A]);
+    stage.heal();
+    stage.repaired().await;
+    let (a, b) = (stage.contents(A, "c"), stage.contents(B, "c"));
+    let order: Vec<_> = b.records.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!(
+        order,
+        ["p", "q", "r", "t", "u", "s", "v"],
+        "only what was made anew moves"
+    );
+    for record in &a.records {
+        let there = b.records.iter().find(|there| there.id == record.id).expect("there");
+        assert_eq!(there == record, record.id != "t", "{}", record.id);
+    }
+    assert_eq!(stage.usable(&c), [A, B]);
+}
+
+/// S17: the repair reads x=1; x=2 goes to both; the repair writes x=1.
+#[tokio::test(start_paused = true)]
+async fn s17_what_is_written_during_a_repair_is_not_undone_by_it() {
+    for kind in [RepairKind::Records, RepairKind::Whole] {
+        let stage = Stage::new(17).await;
+        let c = stage.create("c").await;
+        stage.upsert(&c, "x", 1).await;
+        stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
+        let gate = Gate::new();
+        stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+        stage
+            .want(
+                &c,
+                B,
+                RepairWanted {
+                    kind,
+                    ..records(&["x"])
+                },
+            )
+            .await;
+        stage.heal();
+        stage
+            .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+            .await;
+        let write = stage.start_upsert(&c, "x", 2);
+        seconds(1).await;
+        gate.open();
+        assert_eq!(write.await.expect("an answer").status, 200);
+        stage.repaired().await;
+        assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w2".to_owned())], "{kind:?}");
+        stage.assert_converged();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collection_is_copied_while_it_is_written_to() {
+    let stage = Stage::new(2).await;
+    let c = stage.create("c").await;
+    for n in 0..300 {
+        let body = json!({"ids": [format!("r{n}")], "embeddings": [[n, 1]], "metadatas": [{"n": n}]});
+        stage.write(&c, RecordWrite::Add, body).await;
+    }
+    stage.tamper(B, "c", RecordWrite::Add, value("zombie", 1));
+    stage.tamper(
+        B,
+        "c",
+        RecordWrite::Delete,
+        json!({"ids": (0..200).map(|n| format!("r{n}")).collect::<Vec<_>>()}),
+    );
+    let (writer, its_c) = (stage.clone(), c.clone());
+    let live = tokio::spawn(async move {
+        for n in 0..400u64 {
+            let id = format!("r{}", n * 7 % 350);
+            let answer = match n % 5 {
+                0 => writer.write(&its_c, RecordWrite::Delete, json!({"ids": [id]})).await,
+                1 => {
+                    let body = json!({"ids": [id], "metadatas": [{"late": n}]});
+                    writer.write(&its_c, RecordWrite::Update, body).await
+                }
+                _ => writer.write(&its_c, RecordWrite::Upsert, value(&id, n)).await,
+            };
+            assert_eq!(answer.status, 200);
+        }
+    });
+    stage.want(&c, B, RepairWanted::whole(1, "a test")).await;
+    stage.heal();
+    stage.eventually("the node joins", || stage.usable(&c) == [A, B]).await;
+    assert!(!live.is_finished(), "while writes go on");
+    live.await.expect("every write is acked");
+    stage.repaired().await;
+    assert_eq!(sorted(&stage, A), sorted(&stage, B));
+    assert_eq!(stage.journal.rows(), vec![]);
+}
+
+fn sorted(stage: &Stage, node: usize) -> Vec<String> {
+    let mut records: Vec<_> = stage
+        .contents(node, "c")
+        .records
+        .iter()
+        .map(|record| format!("{record:?}"))
+        .collect();
+    records.sort();
+    records
+}
+
+/// A node that has nothing gets the collection with its order, metadata and dimension.
+#[tokio::test(start_paused = true)]
+async fn a_lost_collection_is_made_again() {
+    let stage = Stage::new(3).await;
+    let answer = stage.try_create(json!({"name": "c", "metadata": {"k": 1}})).await;
+    assert_eq!(answer.status, 200);
+    let c = stage.find("c");
+    for n in 0..50 {
+        stage.upsert(&c, &format!("r{n}"), n).await;
+    }
+    let empty = stage.create("empty").await;
+    stage.upsert(&empty, "gone", 1).await;
+    stage.write(&empty, RecordWrite::Delete, json!({"ids": ["gone"]})).await;
+    for (name, collection) in [("c", &c), ("empty", &empty)] {
+        stage.b().with(|chroma| chroma.lose(name));
+        stage.want(collection, B, RepairWanted::whole(1, "lost")).await;
+    }
+    stage.heal();
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
+/// S30: a repair removes only rows that were there before it read its source.
+#[tokio::test(start_paused = true)]
+async fn s30_a_row_that_comes_during_a_repair_outlives_it() {
+    for whole in [false, true] {
+        let stage = Stage::new(30).await;
+        let c = stage.create("c").await;
+        stage.upsert(&c, "x", 1).await;
+        stage.upsert(&c, "y", 1).await;
+        stage.tamper(B, "c", RecordWrite::Upsert, value("x", 8));
+        let gate = Gate::new();
+        stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+        let wanted = match whole {
+            true => RepairWanted::whole(1, "a test"),
+            false => records(&["x"]),
+        };
+        stage.want(&c, B, wanted).await;
+        stage.heal();
+        stage
+            .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+            .await;
+        // What the second row is about went wrong after the first repair had looked.
+        stage.tamper(B, "c", RecordWrite::Upsert, value("y", 9));
+        stage.b().fault("/get", 1, Fault::Held(Gate::new()));
+        stage.want(&c, B, records(&["y"])).await;
+        stage.b().heal();
+        gate.open();
+        stage.repaired().await;
+        stage.assert_converged();
+    }
+}
+
+/// S33: the rows of what a copy has taken along are not applied on top of it.
+#[tokio::test(start_paused = true)]
+async fn s33_a_copy_takes_the_rows_of_what_it_copied_with_it() {
+    for fault in [None, Some(CommitFault::Refused), Some(CommitFault::UncertainWritten)] {
+        let stage = Stage::new(33).await;
+        let c = stage.create("c").await;
+        stage.upsert(&c, "x", 1).await;
+        stage.want(&c, B, RepairWanted::whole(1, "a test")).await;
+        let update = json!({"ids": ["new"], "metadatas": [{"stale": true}]});
+        stage.write(&c, RecordWrite::Update, update).await;
+        stage.upsert(&c, "new", 2).await;
+        seconds(60).await;
+        assert_eq!(stage.journal.rows().len(), 2, "they wait for the copy");
+        stage.journal.fault(removes_repairs, fault);
+        stage.b().forget_requests();
+        stage.heal();
+        stage.repaired().await;
+        stage.assert_converged();
+        assert!(
+            stage.b().record_writes().iter().all(|(kind, _)| *kind != "update"),
+            "what waited was not applied"
+        );
+    }
+}
+
+/// S34: the source of a repair dies for good; the node that was to be repaired holds every acked write.
+#[tokio::test(start_paused = true)]
+async fn s34_a_repair_whose_source_is_gone_is_turned_around() {
+    let stage = Stage::new(34).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.upsert(&c, "y", 1).await;
+    stage.tamper(A, "c", RecordWrite::Upsert, value("x", 2));
+    stage.down(A);
+    let wanted = RepairWanted {
+        source: Some(A),
+        reversible: true,
+        ..records(&["x"])
+    };
+    stage.want(&c, B, wanted).await;
+    assert!(stage.usable(&c).is_empty());
+    stage.heal();
+    stage.eventually("it serves", || stage.usable(&c) == [B]).await;
+    let rows = stage.journal.repairs();
+    assert_eq!(
+        (rows.len(), rows[0].node.as_str(), rows[0].source.as_deref()),
+        (1, "a", Some("b"))
+    );
+    assert_eq!(stage.upsert(&c, "y", 3).await.status, 200);
+    stage.up(A).await;
+    stage.repaired().await;
+    stage.assert_converged();
+    assert_eq!(stage.documents(A, "c")[0], ("x".to_owned(), "w1".to_owned()));
+}
+
+/// S34: what a refusal has caused, and what is about a whole collection, is never turned around.
+#[tokio::test(start_paused = true)]
+async fn s34_other_repairs_wait_for_their_source() {
+    for wanted in [records(&["x"]), RepairWanted::whole(1, "a test")] {
+        let stage = Stage::new(34).await;
+        let c = stage.create("c").await;
+        stage.upsert(&c, "x", 1).await;
+        stage.down(A);
+        let source = Some(A);
+        stage.want(&c, B, RepairWanted { source, ..wanted }).await;
+        stage.heal();
+        seconds(600).await;
+        assert!(stage.usable(&c).is_empty());
+        stage.up(A).await;
+        stage.repaired().await;
+        stage.assert_converged();
+    }
+}
+
+/// A node that is down and has rows of its own is no source: its rows are drained first (R2, S7).
+#[tokio::test(start_paused = true)]
+async fn s07_a_source_that_is_behind_is_drained_first() {
+    let stage = Stage::new(7).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.down(A);
+    stage.upsert(&c, "x", 2).await;
+    // The node that has everything loses it.
+    stage.b().with(|chroma| chroma.lose("c"));
+    stage.want(&c, B, RepairWanted::whole(1, "lost")).await;
+    stage.pause_drain(true);
+    stage.heal();
+    stage.up(A).await;
+    seconds(60).await;
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
+    stage.pause_drain(false);
+    stage.repaired().await;
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w2".to_owned())]);
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_is_interrupted_begins_again() {
+    for pattern in ["/get", "/upsert", "/add", "/delete", "/count"] {
+        for node in [A, B] {
+            for fault in [Fault::ClosedBefore, Fault::ClosedAfter] {
+                for whole in [false, true] {
+                    let stage = Stage::new(4).await;
+                    let c = stage.create("c").await;
+                    stage.upsert(&c, "x", 1).await;
+                    stage.upsert(&c, "y", 1).await;
+                    stage.tamper(B, "c", RecordWrite::Upsert, value("x", 2));
+                    stage.tamper(B, "c", RecordWrite::Delete, json!({"ids": ["y"]}));
+                    stage.tamper(B, "c", RecordWrite::Add, value("z", 2));
+                    let wanted = match whole {
+                        true => RepairWanted::whole(1, "a test"),
+                        false => records(&["x", "y", "z"]),
+                    };
+                    stage.want(&c, B, wanted).await;
+                    stage.nodes[node].fault(pattern, 2, fault.clone());
+                    stage.heal();
+                    stage.repaired().await;
+                    stage.assert_converged();
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_during_a_repair_is_repaired_when_it_is_back() {
+    let stage = Stage::new(5).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.tamper(B, "c", RecordWrite::Upsert, value("x", 2));
+    let gate = Gate::new();
+    stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+    stage.want(&c, B, records(&["x"])).await;
+    stage.heal();
+    stage
+        .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+        .await;
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "y", 1).await.status, 200, "the lane is free");
+    gate.open();
+    stage.up(B).await;
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
+const BROKEN: Fault = Fault::Answer(
+    500,
+    r#"{"error":"InternalError","message":"Failed to apply logs to the hnsw segment writer"}"#,
+);
+
+/// Some records, then all, then all of it anew.
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_fails_is_followed_by_a_stronger_one() {
+    let stage = Stage::new(6).await;
+    let c = stage.create("c").await;
+    let other = stage.create("other").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.upsert(&other, "x", 1).await;
+    let broken = stage.b().with(|chroma| chroma.id_of("c")).expect("there");
+    for op in ["get", "delete", "upsert", "add", "update"] {
+        stage.b().fault(&format!("{broken}/{op}"), ALWAYS, BROKEN);
+    }
+    stage.want(&c, B, records(&["x"])).await;
+    stage.heal();
+    stage.repaired().await;
+    stage.assert_converged();
+    let anew = stage.b().with(|chroma| chroma.id_of("c")).expect("there");
+    assert_ne!(anew, broken);
+    assert_eq!(stage.usable(&other), [A, B]);
+}
+
+/// R2: nothing is deleted to be made anew before the source has given everything.
+#[tokio::test(start_paused = true)]
+async fn a_rebuild_begins_when_the_source_can_give_everything() {
+    let stage = Stage::new(6).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    let kept = stage.b().with(|chroma| chroma.id_of("c"));
+    stage.a().fault("embeddings", ALWAYS, BROKEN);
+    let wanted = RepairWanted {
+        kind: RepairKind::Rebuild,
+        ..RepairWanted::whole(1, "a test")
+    };
+    stage.want(&c, B, wanted).await;
+    stage.heal();
+    seconds(3600).await;
+    assert_eq!(stage.b().with(|chroma| chroma.id_of("c")), kept);
+    assert_eq!(stage.journal.repairs().len(), 1);
+    stage.a().heal();
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_alone_fails_its_reads_is_rebuilt() {
+    for heal in [Heal::Auto, Heal::Manual] {
+        let stage = Stage::with(8, |settings| settings.heal = heal).await;
+        let c = stage.create("c").await;
+        stage.upsert(&c, "x", 1).await;
+        stage.heal();
+        for _ in 0..2 {
+            stage.core.report_read_failure(&c, B);
+        }
+        stage.core.report_read_success(&c, B);
+        for _ in 0..3 {
+            // Reads that fail for another reason take nothing off a node that serves ours.
+            stage.core.report_read_failure(&c, B);
+        }
+        seconds(10).await;
+        assert_eq!(stage.journal.repairs(), []);
+        let broken = stage.b().with(|chroma| chroma.id_of("c")).expect("there");
+        stage.b().fault(&format!("{broken}/get"), ALWAYS, BROKEN);
+        for _ in 0..3 {
+            stage.core.report_read_failure(&c, B);
+        }
+        stage.eventually("it is out", || stage.usable(&c) == [A]).await;
+        if heal == Heal::Manual {
+            seconds(600).await;
+            assert_eq!(stage.b().with(|chroma| chroma.id_of("c")), Some(broken));
+            let row = stage.journal.repairs().remove(0);
+            assert!(row.parked.is_some());
+            assert!(jobs::retry(&stage.core, row.id).await);
+        }
+        stage.repaired().await;
+        stage.assert_converged();
+        // Both fail: none is taken out.
+        let whole = stage.b().with(|chroma| chroma.id_of("c")).expect("there");
+        stage.nodes.iter().for_each(|node| node.fault("/get", ALWAYS, BROKEN));
+        for _ in 0..3 {
+            stage.core.report_read_failure(&c, B);
+        }
+        seconds(60).await;
+        assert_eq!(stage.b().with(|chroma| chroma.id_of("c")), Some(whole));
+        assert_eq!(stage.journal.repairs(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_names_what_differs_and_repairs_that_alone() {
+    let stage = Stage::new(9).await;
+    let c = stage.create("c").await;
+    for n in 0..500 {
+        stage.upsert(&c, &format!("r{n}"), n).await;
+    }
+    let mut changed: Vec<String> = (0..20).map(|n| format!("r{}", n * 20)).collect();
+    for id in &changed {
+        stage.tamper(B, "c", RecordWrite::Upsert, value(id, 9999));
+    }
+    stage.tamper(B, "c", RecordWrite::Add, value("extra", 1));
+    changed.push("extra".to_owned());
+    changed.sort();
+    stage.heal();
+    for repair in [false, true] {
+        let (writer, its_c) = (stage.clone(), c.clone());
+        let live = tokio::spawn(async move {
+            for n in 0..100 {
+                writer.upsert(&its_c, &format!("live{}", n % 10), n).await;
+            }
+        });
+        let options = jobs::Options {
+            repair,
+            ..jobs::Options::default()
+        };
+        let id = jobs::verify(&stage.core, Some(c.clone()), options);
+        let finished = || {
+            stage
+                .core
+                .repairing
+                .report(id)
+                .is_some_and(|report| report.finished_at.is_some())
+        };
+        stage.eventually("compared", finished).await;
+        live.await.expect("writes go on");
+        let report = stage.core.repairing.report(id).expect("a report");
+        assert_eq!(report.findings[0].ids, changed, "{report:?}");
+        assert_eq!(report.findings[0].skipped, None);
+    }
+    let written: Vec<_> = stage
+        .b()
+        .record_writes()
+        .iter()
+        .flat_map(|(_, body)| body["ids"].as_array().cloned().unwrap_or_default())
+        .filter(|id| {
+            id.as_str()
+                .is_some_and(|id| id.starts_with('r') && !id.contains("live"))
+        })
+        .skip(500)
+        .collect();
+    assert_eq!(
+        written.len(),
+        changed.len() - 1,
+        "no more than what differed was written"
+    );
+    stage.repaired().await;
+    stage.assert_converged();
+    let id = jobs::verify(&stage.core, None, jobs::Options::default());
+    stage
+        .eventually("compared", || {
+            stage
+                .core
+                .repairing
+                .report(id)
+                .is_some_and(|report| report.finished_at.is_some())
+        })
+        .await;
+    assert_eq!(stage.core.repairing.report(id).expect("a report").differing, 0);
+    assert!(stage.core.repairing.verified_at(c.generation).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_copies_that_were_never_compared_are_and_a_person_decides() {
+    for (differs, from) in [(false, A), (true, A), (true, B)] {
+        let stage = Stage::new(10).await;
+        let c = stage.create("c").await;
+        for n in 0..30 {
+            stage.upsert(&c, &format!("r{n}"), n).await;
+        }
+        if differs {
+            stage.tamper(B, "c", RecordWrite::Upsert, value("r3", 9999));
+        }
+        let wanted = RepairWanted {
+            kind: RepairKind::Verify,
+            source: Some(A),
+            ..RepairWanted::whole(1, "found on both nodes")
+        };
+        stage.want(&c, B, wanted).await;
+        assert_eq!(stage.upsert(&c, "r1", 77).await.status, 200);
+        stage.heal();
+        if differs {
+            stage
+                .eventually("it is parked", || {
+                    stage.journal.repairs().first().is_some_and(|row| row.parked.is_some())
+                })
+                .await;
+            let reason = stage.journal.repairs()[0].parked.clone().expect("parked");
+            assert!(reason.contains("1 records differ") && reason.contains("r3"), "{reason}");
+            assert_eq!(stage.documents(B, "c")[3].1, "w9999", "nothing is overwritten");
+            assert_eq!(stage.usable(&c), [A]);
+            let to = if from == A { B } else { A };
+            jobs::resync(&stage.core, &c, to, Some(from))
+                .await
+                .expect("an authority");
+        }
+        stage.repaired().await;
+        stage.assert_converged();
+        let expected = if differs && from == B { "w9999" } else { "w3" };
+        assert_eq!(stage.documents(A, "c")[3].1, expected);
+    }
+}
+
+/// R2: an operator cannot take the last node that holds everything out either.
+#[tokio::test(start_paused = true)]
+async fn a_resync_from_a_node_that_lacks_something_is_refused() {
+    let stage = Stage::new(11).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.want(&c, B, records(&["x"])).await;
+    assert!(jobs::resync(&stage.core, &c, A, Some(B)).await.is_err());
+    assert!(jobs::resync(&stage.core, &c, A, None).await.is_err());
+    assert!(jobs::resync(&stage.core, &c, B, Some(B)).await.is_err());
+    assert_eq!(stage.journal.repairs().len(), 1);
+    jobs::resync(&stage.core, &c, B, Some(A)).await.expect("an authority");
+    stage.heal();
+    stage.repaired().await;
+    stage.assert_converged();
+}

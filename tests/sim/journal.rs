@@ -1,0 +1,215 @@
+//! The fake journal under weather: its tables outlive the proxy, and a commit that is under way when the proxy is killed
+//! is written or not.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use diptych::chroma::Generation;
+use diptych::journal::{Change, Commit, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::fakes::{FakeJournal, Rng};
+use crate::plan::{JournalFault, Weather, milliseconds};
+use crate::world::World;
+
+pub struct SimJournal {
+    world: Arc<World>,
+    pub tables: FakeJournal,
+    state: Mutex<(Rng, Weather<JournalFault>)>,
+}
+
+impl SimJournal {
+    pub fn new(world: Arc<World>, seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            world,
+            tables: FakeJournal::default(),
+            state: Mutex::new((Rng::new(seed), vec![])),
+        })
+    }
+
+    pub fn set_weather(&self, weather: Weather<JournalFault>) {
+        self.state.lock().1 = weather;
+    }
+
+    pub fn set_down(&self, down: bool) {
+        let word = if down { "away" } else { "back" };
+        self.world.say("journal", || word.to_owned());
+        self.tables.set_down(down);
+    }
+
+    fn below(&self, bound: u64) -> u64 {
+        self.state.lock().0.below(bound)
+    }
+
+    fn draw(&self) -> Option<JournalFault> {
+        let mut state = self.state.lock();
+        let draw = state.0.below(1000);
+        let mut upto = 0;
+        let found = state.1.iter().find(|(_, share)| {
+            upto += share;
+            draw < upto
+        });
+        found.map(|(fault, _)| *fault)
+    }
+
+    fn write(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
+        let outcome = self.tables.write(term, commit);
+        if !commit.is_empty() && !matches!(commit.as_slice(), [Change::SetLowWater(_)]) {
+            self.world.say("journal", || {
+                let changes: Vec<String> = commit.iter().map(describe).collect();
+                let outcome = outcome.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
+                format!("{} -> {outcome}", changes.join(", "))
+            });
+        }
+        outcome
+    }
+
+    /// A round trip.
+    async fn asked(&self) {
+        tokio::time::sleep(milliseconds(self.below(3))).await;
+    }
+}
+
+fn describe(change: &Change) -> String {
+    match change {
+        Change::InsertPayload(row) => {
+            let body = String::from_utf8_lossy(&row.body);
+            let doubt = if row.in_doubt { " in doubt" } else { "" };
+            format!(
+                "payload {} {}{doubt} {} {body}",
+                row.node,
+                short(row.lsn),
+                row.op.label()
+            )
+        }
+        Change::InsertRepair(row) => format!(
+            "repair {} {} {} {:?} from {:?}: {}",
+            row.node,
+            short(row.lsn),
+            row.kind.label(),
+            row.ids,
+            row.source,
+            row.reason
+        ),
+        Change::Intend(intent) => format!("intent {} {} {:?}", short(intent.lsn), intent.op.label(), intent.ids),
+        other => format!("{other:?}"),
+    }
+}
+
+/// An LSN as people read it: term and count.
+fn short(lsn: Lsn) -> String {
+    format!("{}.{}", lsn >> 40, lsn & ((1 << 40) - 1))
+}
+
+/// A commit under way; dropped, it was written or not.
+struct Flight<'a> {
+    journal: &'a SimJournal,
+    term: i64,
+    commit: Option<&'a Commit>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if let Some(commit) = self.commit
+            && self.journal.below(2) == 0
+        {
+            let _ = self.journal.write(self.term, commit);
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for SimJournal {
+    async fn take_term(&self, holder: &str) -> Result<i64, JournalError> {
+        self.asked().await;
+        self.tables.take_term(holder).await
+    }
+
+    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
+        self.asked().await;
+        self.tables.raise_term(term, to).await
+    }
+
+    async fn load(&self) -> Result<Snapshot, JournalError> {
+        self.asked().await;
+        self.tables.load().await
+    }
+
+    async fn commit(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
+        let uncertain = || JournalError::Uncertain("the connection broke at COMMIT".to_owned());
+        self.world.commits.fetch_add(1, Ordering::Relaxed);
+        let mut flight = Flight {
+            journal: self,
+            term,
+            commit: Some(commit),
+        };
+        let fault = self.draw();
+        if let Some(fault) = fault {
+            self.world.say("journal", || {
+                let changes: Vec<String> = commit.iter().map(describe).collect();
+                format!("{fault:?} on {}", changes.join(", "))
+            });
+        }
+        let pause = match fault {
+            Some(JournalFault::Slow) => self.below(4000),
+            _ => self.below(3),
+        };
+        tokio::time::sleep(milliseconds(pause)).await;
+        flight.commit = None;
+        match fault {
+            Some(JournalFault::Refused) => return Err(JournalError::Refused("out of order".to_owned())),
+            Some(JournalFault::UncertainWritten) => {
+                self.write(term, commit)?;
+                return Err(uncertain());
+            }
+            Some(JournalFault::UncertainNotWritten) => return Err(uncertain()),
+            Some(JournalFault::Slow) | None => {}
+        }
+        let outcome = self.write(term, commit);
+        tokio::time::sleep(milliseconds(self.below(2))).await;
+        outcome
+    }
+
+    async fn payloads(
+        &self,
+        node: &str,
+        generation: Option<Generation>,
+        max_rows: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<PayloadRow>, JournalError> {
+        self.asked().await;
+        let rows = self.tables.payloads(node, generation, max_rows, max_bytes).await;
+        self.asked().await;
+        rows
+    }
+
+    async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError> {
+        self.asked().await;
+        self.tables.intents(above, limit).await
+    }
+
+    async fn rotate_intents(&self, term: i64, covered: Lsn) -> Result<(), JournalError> {
+        self.asked().await;
+        self.tables.rotate_intents(term, covered).await
+    }
+
+    async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError> {
+        self.asked().await;
+        self.tables.payload(id).await
+    }
+
+    async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
+        self.tables.parked(limit).await
+    }
+
+    async fn ping(&self) -> Result<(), JournalError> {
+        self.asked().await;
+        self.tables.ping().await
+    }
+
+    fn describe(&self) -> String {
+        "memory, in weather".to_owned()
+    }
+}

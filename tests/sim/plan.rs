@@ -1,0 +1,197 @@
+//! What happens in a run, drawn from its seed; as data, so that a failing run can be made smaller.
+
+use std::time::Duration;
+
+use crate::fakes::Rng;
+
+/// What can go wrong with one request to a node that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeFault {
+    NotSent,
+    ClosedBefore,
+    ClosedAfter,
+    /// Closed at once; it lands later, or when a canary comes.
+    LandsLate,
+    /// It arrives late, on a connection that lives.
+    SlowRequest,
+    /// It is carried out at once, the answer takes its time.
+    SlowAnswer,
+    /// Logged and not applied, and said so.
+    Hidden,
+    Locked,
+    DiskFull,
+    /// An error that nobody knows, and it was applied.
+    AppliedBut,
+    /// An error that nobody knows, and it was not applied.
+    Failed,
+    /// A refusal that the other node does not give.
+    Refused,
+}
+
+/// What can go wrong with one commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JournalFault {
+    Refused,
+    UncertainWritten,
+    UncertainNotWritten,
+    Slow,
+}
+
+/// Faults, and of how many requests in a thousand.
+pub type Weather<F> = Vec<(F, u64)>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// kill -9 of a node, and its start after so many milliseconds.
+    Kill { node: usize, down: u64 },
+    /// SIGSTOP and SIGCONT.
+    Stop { node: usize, held: u64 },
+    /// The journal answers nothing for so long.
+    JournalAway { down: u64 },
+    /// kill -9 of the proxy, so many steps from here; another one starts so much later.
+    Crash { steps: u64, down: u64 },
+}
+
+#[derive(Debug, Clone)]
+pub struct Phase {
+    pub nodes: [Weather<NodeFault>; 2],
+    pub journal: Weather<JournalFault>,
+    /// When, in milliseconds from the phase's beginning, and what.
+    pub events: Vec<(u64, Event)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub clients: usize,
+    /// Operations of each client in each phase.
+    pub operations: usize,
+    pub ids: usize,
+    pub names: usize,
+    /// Of a thousand operations, how many are about collections.
+    pub namespace: u64,
+    pub shuffle: u64,
+    pub phases: Vec<Phase>,
+}
+
+/// Which parts of Diptych the run may rely on: those that are not there yet leave their faults out.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach {
+    /// The proxy may be killed: what was under way is found out by its successor.
+    pub recovery: bool,
+    /// What needs a repair row may happen: somebody carries it out.
+    pub repair: bool,
+}
+
+pub const REACH: Reach = Reach {
+    recovery: false,
+    repair: false,
+};
+
+impl Plan {
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x9_1a7e);
+        let phases = 1 + rng.below(4);
+        let shuffle = [0, 3, 10][rng.below(3) as usize];
+        let phases = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
+        Self {
+            seed,
+            clients: 2 + rng.below(3) as usize,
+            operations: 6 + rng.below(20) as usize,
+            ids: 1 + rng.below(4) as usize,
+            names: 1 + rng.below(3) as usize,
+            namespace: [0, 40, 120, 300][rng.below(4) as usize],
+            shuffle,
+            phases,
+        }
+    }
+}
+
+impl Phase {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut nodes = [vec![], vec![]];
+        // Without repair only what the log alone can mend: one node at a time, and no refusals.
+        let first = rng.below(2) as usize;
+        let faulty = match rng.below(4) {
+            0 => vec![],
+            1 if REACH.repair => vec![0, 1],
+            _ => vec![first],
+        };
+        for node in faulty {
+            nodes[node] = draw_weather(rng, &NODE_FAULTS, &[10, 40, 150]);
+            if !REACH.repair {
+                nodes[node].retain(|(fault, _)| !matches!(fault, NodeFault::Refused));
+            }
+        }
+        let journal = match rng.below(3) {
+            0 => draw_weather(rng, &JOURNAL_FAULTS, &[10, 50, 150]),
+            _ => vec![],
+        };
+        let events = (0..rng.below(5)).filter_map(|_| draw_event(rng, first)).collect();
+        Self { nodes, journal, events }
+    }
+}
+
+const NODE_FAULTS: [NodeFault; 12] = [
+    NodeFault::NotSent,
+    NodeFault::ClosedBefore,
+    NodeFault::ClosedAfter,
+    NodeFault::LandsLate,
+    NodeFault::SlowRequest,
+    NodeFault::SlowAnswer,
+    NodeFault::Hidden,
+    NodeFault::Locked,
+    NodeFault::DiskFull,
+    NodeFault::AppliedBut,
+    NodeFault::Failed,
+    NodeFault::Refused,
+];
+
+const JOURNAL_FAULTS: [JournalFault; 4] = [
+    JournalFault::Refused,
+    JournalFault::UncertainWritten,
+    JournalFault::UncertainNotWritten,
+    JournalFault::Slow,
+];
+
+fn draw_weather<F: Copy>(rng: &mut Rng, all: &[F], strengths: &[u64]) -> Weather<F> {
+    let strength = strengths[rng.below(strengths.len() as u64) as usize];
+    all.iter()
+        .filter_map(|fault| {
+            let there = rng.below(3) > 0;
+            let share = 1 + rng.below(strength);
+            there.then_some((*fault, share / 2 + 1))
+        })
+        .collect()
+}
+
+fn draw_event(rng: &mut Rng, first: usize) -> Option<(u64, Event)> {
+    let at = rng.below(4000);
+    let either = if REACH.repair { rng.below(2) as usize } else { first };
+    let short_or_long = [200, 3000, 20_000][rng.below(3) as usize];
+    let span = 1 + rng.below(short_or_long);
+    let event = match rng.below(10) {
+        0..=2 => Event::Kill {
+            node: either,
+            down: span,
+        },
+        3 => Event::Stop {
+            node: either,
+            held: span,
+        },
+        4 => Event::JournalAway { down: span },
+        _ => {
+            let within = [30, 300, 3000][rng.below(3) as usize];
+            Event::Crash {
+                steps: 1 + rng.below(within),
+                down: [0, 1, span][rng.below(3) as usize],
+            }
+        }
+    };
+    let possible = REACH.recovery || !matches!(event, Event::Crash { .. });
+    possible.then_some((at, event))
+}
+
+pub fn milliseconds(count: u64) -> Duration {
+    Duration::from_millis(count)
+}

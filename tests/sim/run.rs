@@ -1,0 +1,381 @@
+//! One run: phases of trouble, each followed by healing and a look at everything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use diptych::catalog::Collection;
+use diptych::lane::Pair;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::client::{Client, Clients};
+use crate::fakes::chroma::Contents;
+use crate::fakes::{DATABASE, Rng, TENANT};
+use crate::history::{self, History, Names, State, Who};
+use crate::journal::SimJournal;
+use crate::node::SimNode;
+use crate::plan::{Event, Phase, Plan, REACH, milliseconds};
+use crate::proxy::{Proxy, start};
+use crate::world::{Life, World};
+
+/// When all is well again, so long after the last fault everything is equal and no row is left.
+const HEALED_IN: Duration = Duration::from_secs(2 * 3600);
+const LOOK: Duration = Duration::from_millis(250);
+/// Nothing may come to light in this time.
+const QUIET: Duration = Duration::from_secs(90);
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub failure: Option<String>,
+    pub steps: u64,
+    pub requests: u64,
+    pub commits: u64,
+    pub crashes: u64,
+    pub virtual_time: Duration,
+    pub events: Vec<String>,
+    /// Depends on everything that happened: the same for the same seed.
+    pub sign: u64,
+}
+
+/// Carries a plan out, on a runtime of its own.
+pub fn run(plan: &Plan, recording: bool) -> Outcome {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build().expect("a runtime");
+    let plan = plan.clone();
+    runtime.block_on(async move {
+        let world = World::new(recording);
+        let stage = Stage::new(&plan, world.clone());
+        let outcome = tokio::select! {
+            biased;
+            failure = world.failed() => Err(failure),
+            outcome = stage.run(&plan) => outcome,
+        };
+        if let Err(failure) = outcome {
+            world.fail(failure);
+        }
+        let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
+        let (steps, requests, commits) = (world.steps(), count(&world.requests), count(&world.commits));
+        Outcome {
+            failure: world.failure(),
+            steps,
+            requests,
+            commits,
+            crashes: count(&world.crashes),
+            virtual_time: world.now(),
+            events: world.events(),
+            sign: steps ^ requests << 20 ^ commits << 40 ^ (world.now().as_millis() as u64) << 8 ^ world.tick() << 50,
+        }
+    })
+}
+
+struct Stage {
+    world: Arc<World>,
+    nodes: [Arc<SimNode>; 2],
+    journal: Arc<SimJournal>,
+    proxy: watch::Receiver<Option<Arc<Proxy>>>,
+    /// How long the proxy stays away when it was killed, in milliseconds.
+    away: watch::Sender<u64>,
+    clients: Arc<Clients>,
+}
+
+/// What is there after a phase: names, and records by collection and id.
+#[derive(Default)]
+struct Base {
+    names: Names,
+    records: BTreeMap<(Uuid, String), State>,
+}
+
+impl Stage {
+    fn new(plan: &Plan, world: Arc<World>) -> Self {
+        let mut rng = Rng::new(plan.seed);
+        let nodes = ["a", "b"].map(|name| SimNode::new(name, world.clone(), rng.next()));
+        let journal = SimJournal::new(world.clone(), rng.next());
+        let (sender, proxy) = watch::channel(None);
+        let away = watch::Sender::new(0);
+        let clients = Arc::new(Clients {
+            world: world.clone(),
+            proxy: proxy.clone(),
+            history: History::default(),
+            known: parking_lot::Mutex::default(),
+        });
+        let supervised = Supervisor {
+            world: world.clone(),
+            nodes: nodes.clone(),
+            journal: journal.clone(),
+            proxy: sender,
+            away: away.subscribe(),
+            seed: rng.next(),
+            shuffle: plan.shuffle,
+        };
+        tokio::spawn(supervised.run());
+        Self {
+            world,
+            nodes,
+            journal,
+            proxy,
+            away,
+            clients,
+        }
+    }
+
+    async fn run(&self, plan: &Plan) -> Result<(), String> {
+        let mut base = Base::default();
+        for (number, phase) in plan.phases.iter().enumerate() {
+            self.world.say("nemesis", || format!("phase {number}"));
+            self.trouble(plan, phase, number as u64).await;
+            self.heal();
+            if !REACH.repair && self.needs_repair().await {
+                return Ok(());
+            }
+            self.until_at_rest().await?;
+            tokio::time::sleep(QUIET).await;
+            if let Some(open) = self.open_matters() {
+                return Err(format!(
+                    "it was at rest, and {} s later is not: {open}",
+                    QUIET.as_secs()
+                ));
+            }
+            base = self.check(&base)?;
+        }
+        Ok(())
+    }
+
+    async fn trouble(&self, plan: &Plan, phase: &Phase, number: u64) {
+        for (node, weather) in self.nodes.iter().zip(&phase.nodes) {
+            node.set_weather(weather.clone());
+        }
+        self.journal.set_weather(phase.journal.clone());
+        let clients: Vec<_> = (0..plan.clients)
+            .map(|client| {
+                let seed = plan.seed ^ (number << 32) ^ ((client as u64 + 1) << 48);
+                let client = Client::new(self.clients.clone(), plan, client, seed);
+                tokio::spawn(client.run(plan.operations))
+            })
+            .collect();
+        let mut pending = vec![];
+        let begin = self.world.now();
+        let mut events = phase.events.clone();
+        events.sort_by_key(|(at, _)| *at);
+        for (at, event) in events {
+            let wait = (begin + milliseconds(at)).saturating_sub(self.world.now());
+            tokio::time::sleep(wait).await;
+            pending.extend(self.cause(event));
+        }
+        for client in clients {
+            if let Err(error) = client.await {
+                self.world.fail(format!("a client panicked: {error}"));
+            }
+        }
+        for event in pending {
+            let _ = event.await;
+        }
+    }
+
+    /// Lets an event happen; what it undoes later is awaited by the caller.
+    fn cause(&self, event: Event) -> Option<tokio::task::JoinHandle<()>> {
+        self.world.say("nemesis", || format!("{event:?}"));
+        match event {
+            Event::Kill { node, down } => {
+                let node = self.nodes[node].clone();
+                if node.is_down() {
+                    return None;
+                }
+                node.kill();
+                Some(tokio::spawn(async move {
+                    tokio::time::sleep(milliseconds(down)).await;
+                    node.start();
+                }))
+            }
+            Event::Stop { node, held } => {
+                let node = self.nodes[node].clone();
+                node.stop();
+                Some(tokio::spawn(async move {
+                    tokio::time::sleep(milliseconds(held)).await;
+                    node.go_on();
+                }))
+            }
+            Event::JournalAway { down } => {
+                let journal = self.journal.clone();
+                journal.set_down(true);
+                Some(tokio::spawn(async move {
+                    tokio::time::sleep(milliseconds(down)).await;
+                    journal.set_down(false);
+                }))
+            }
+            Event::Crash { steps, down } => {
+                self.away.send_replace(down);
+                self.world.crash_in(steps);
+                None
+            }
+        }
+    }
+
+    fn heal(&self) {
+        self.world.say("nemesis", || "all is well again".to_owned());
+        for node in &self.nodes {
+            node.set_weather(vec![]);
+        }
+        self.journal.set_weather(vec![]);
+    }
+
+    /// Nobody carries repair rows out yet: the run ends here.
+    async fn needs_repair(&self) -> bool {
+        tokio::time::sleep(QUIET).await;
+        !self.journal.tables.repairs().is_empty()
+    }
+
+    async fn until_at_rest(&self) -> Result<(), String> {
+        let until = self.world.now() + HEALED_IN;
+        while let Some(open) = self.open_matters() {
+            if self.world.now() > until {
+                return Err(format!("it does not heal: {open}"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// What is not at rest yet.
+    fn open_matters(&self) -> Option<String> {
+        let Some(proxy) = self.proxy.borrow().clone() else {
+            return Some("no proxy".to_owned());
+        };
+        let core = &proxy.core;
+        if proxy.life.is_over() {
+            return Some("the proxy is dead".to_owned());
+        }
+        if core.cluster.up().count() < 2 {
+            return Some("a node is not up".to_owned());
+        }
+        let (rows, repairs) = (self.journal.tables.rows(), self.journal.tables.repairs());
+        if !rows.is_empty() || !repairs.is_empty() {
+            return Some(format!("payload rows {rows:?}, repair rows {repairs:?}"));
+        }
+        if core.counters.jobs.load(Ordering::SeqCst) > 0 {
+            return Some("jobs are under way".to_owned());
+        }
+        if !core.namespace.pairs.iter().all(Pair::in_sync) {
+            return Some(format!("the namespace: {:?}", core.namespace.pairs));
+        }
+        let all = core.catalog.all();
+        let mut living = all.iter().filter(|one| !one.is_deleted());
+        let open = |one: &&Arc<Collection>| (0..2).any(|node| !one.in_sync(node) || one.node_id(node).is_none());
+        if let Some(one) = living.find(open) {
+            return Some(format!("{}: {:?}", one.facts().name, one.pairs));
+        }
+        if core.recovering() > 0 {
+            return Some("the last stop is not recovered from".to_owned());
+        }
+        let suspects = core.suspects.lock();
+        if REACH.repair && !suspects.is_empty() {
+            return Some(format!("suspects: {suspects:?}"));
+        }
+        if self.nodes.iter().any(|node| node.has_late()) {
+            return Some("a request has still to land".to_owned());
+        }
+        None
+    }
+
+    fn contents(&self, node: usize) -> BTreeMap<String, Contents> {
+        let mut state = self.nodes[node].state();
+        let key = (TENANT.to_owned(), DATABASE.to_owned());
+        state.remove(&key).unwrap_or_default()
+    }
+
+    fn check(&self, base: &Base) -> Result<Base, String> {
+        self.check_equal()?;
+        self.check_mapping()?;
+        let records = self.contents(0);
+        let proxy = self.proxy.borrow().clone().ok_or("no proxy")?;
+        let mut now = Base::default();
+        let mut ids = BTreeMap::new();
+        for record in self.journal.tables.living() {
+            let known = proxy.core.catalog.by_generation(record.generation);
+            if known.is_none_or(|known| known.facts().name != record.name) {
+                return Err(format!("memory does not know {} as the journal does", record.name));
+            }
+            ids.insert(record.name.clone(), record.client_id);
+            now.names.insert(record.name.clone(), Who::Known(record.client_id));
+            let contents = records.get(&record.name).ok_or("a name that no node has")?;
+            for one in &contents.records {
+                let key = (record.client_id, one.id.clone());
+                now.records.insert(key, Some(history::record_of(one)));
+            }
+        }
+        let phase = std::mem::take(&mut *self.clients.history.0.lock());
+        history::check_names(&base.names, &phase.names, &ids)?;
+        let (none, empty) = (vec![], None);
+        let keys = phase.writes.keys().chain(phase.reads.keys()).chain(base.records.keys());
+        for key in keys.chain(now.records.keys()) {
+            let lives = ids.values().any(|id| *id == key.0);
+            let reads = phase.reads.get(key).map_or(&[][..], Vec::as_slice);
+            let writes = phase.writes.get(key).unwrap_or(&none);
+            let before = base.records.get(key).unwrap_or(&empty);
+            let after = lives.then(|| now.records.get(key).unwrap_or(&empty));
+            history::check_record(before, writes, reads, after)
+                .map_err(|error| format!("{} of {}: {error}", key.1, key.0))?;
+        }
+        Ok(now)
+    }
+
+    /// Both nodes hold the same, also when what they have not applied yet comes to light.
+    fn check_equal(&self) -> Result<(), String> {
+        for step in ["", ", after what was hidden came to light"] {
+            let [a, b] = [0, 1].map(|node| self.nodes[node].state());
+            if a != b {
+                return Err(format!("the nodes differ{step}\n  a: {a:?}\n  b: {b:?}"));
+            }
+            self.nodes.iter().for_each(|node| node.with(|chroma| chroma.reveal()));
+        }
+        Ok(())
+    }
+
+    /// Every collection is mapped to what each node has, and each node has nothing else.
+    fn check_mapping(&self) -> Result<(), String> {
+        let living = self.journal.tables.living();
+        for node in &self.nodes {
+            for record in &living {
+                let there = node.with(|chroma| chroma.id_of(&record.name));
+                if record.node_ids.get(node.name) != there.as_ref() || there.is_none() {
+                    return Err(format!("{record:?} is {there:?} on {}", node.name));
+                }
+            }
+        }
+        let names = self.contents(0);
+        if names.len() != living.len() {
+            return Err(format!("the catalog has {living:?}, the nodes have {:?}", names.keys()));
+        }
+        Ok(())
+    }
+}
+
+/// Starts the proxy whenever it is not there.
+struct Supervisor {
+    world: Arc<World>,
+    nodes: [Arc<SimNode>; 2],
+    journal: Arc<SimJournal>,
+    proxy: watch::Sender<Option<Arc<Proxy>>>,
+    away: watch::Receiver<u64>,
+    seed: u64,
+    shuffle: u64,
+}
+
+impl Supervisor {
+    async fn run(self) {
+        let mut rng = Rng::new(self.seed);
+        loop {
+            let life = Life::new(self.world.clone(), rng.next(), self.shuffle);
+            if let Some(proxy) = start(&life, &self.nodes, &self.journal).await {
+                self.world.say("proxy", || "listens".to_owned());
+                self.proxy.send_replace(Some(proxy));
+                life.ended().await;
+            }
+            self.proxy.send_replace(None);
+            let away = *self.away.borrow();
+            tokio::time::sleep(milliseconds(away)).await;
+        }
+    }
+}
