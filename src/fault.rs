@@ -8,7 +8,7 @@
 //! `tests/scenarios/fault_points.rs` crashes at each of [`POINTS`].
 
 /// Every label, and what has happened when it is reached.
-pub const POINTS: [(&str, &str); 13] = [
+pub const POINTS: [(&str, &str); 16] = [
     ("intent-logged", "The intent is durable; no node has seen the write."),
     (
         "nodes-answered",
@@ -50,6 +50,18 @@ pub const POINTS: [(&str, &str); 13] = [
     (
         "names-inspected",
         "A recovery knows what became of changes of names; nothing of it is durable.",
+    ),
+    (
+        "flag-set",
+        "The log is away and one node carries the flag that says so; the others do not.",
+    ),
+    (
+        "unprotected-covered",
+        "What was written without the log is to be compared, durably; memory does not know it.",
+    ),
+    (
+        "flag-clearing",
+        "What was written without the log is compared; the nodes still carry the flag.",
     ),
     (
         "late-answer",

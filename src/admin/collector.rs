@@ -1,14 +1,16 @@
 //! States as metrics: read when Prometheus asks, so they cannot be stale.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{CounterVec, Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::state::{NodeState, gather};
+use crate::journal::RepairKind;
 use crate::metrics::Metrics;
 use crate::mirror::Core;
 
@@ -27,6 +29,8 @@ struct Families {
     parked: IntGaugeVec,
     in_doubt: IntGaugeVec,
     repairs: IntGaugeVec,
+    parked_repairs: IntGaugeVec,
+    suspects: IntGaugeVec,
     divergent: IntGaugeVec,
     /// Without labels: a child is there from the start.
     replayed: IntCounterVec,
@@ -35,6 +39,10 @@ struct Families {
     term: IntGauge,
     available: IntGauge,
     replaying: IntGauge,
+    recovering: IntGauge,
+    unprotected: IntGauge,
+    unprotected_time: CounterVec,
+    verified: Gauge,
     jobs: IntGauge,
     collections: IntGauge,
     build: IntGaugeVec,
@@ -120,7 +128,18 @@ impl Families {
                 "diptych_in_doubt_requests",
                 "Requests that the node has not answered though their clients were.",
             )?,
-            repairs: by_node("diptych_repairs_open", "Repairs that are needed and not done.")?,
+            repairs: IntGaugeVec::new(
+                Opts::new("diptych_repairs_open", "Repairs that are needed and not done."),
+                &["node", "kind"],
+            )?,
+            parked_repairs: by_node(
+                "diptych_parked_repairs",
+                "Of those, the ones that failed and wait for someone to decide.",
+            )?,
+            suspects: by_node(
+                "diptych_suspects",
+                "Writes of unknown outcome that are still to be compared.",
+            )?,
             divergent: by_node(
                 "diptych_divergent_collections",
                 "Collections, and the namespace, that may differ on the node; it does not serve them.",
@@ -137,6 +156,22 @@ impl Families {
             term: gauge("diptych_term", "Term of this process as the log's writer.")?,
             available: gauge("diptych_journal_up", "1: the journal answered last time, and is ours.")?,
             replaying: gauge("diptych_replaying", "1: the drain is at work.")?,
+            recovering: gauge(
+                "diptych_recovering_lanes",
+                "Collections, and the namespace, that nobody serves before it is known what the last stop left.",
+            )?,
+            unprotected: gauge(
+                "diptych_unprotected",
+                "1: there are writes that were sent while the log was away and are not compared yet.",
+            )?,
+            unprotected_time: CounterVec::new(
+                Opts::new("diptych_unprotected_seconds_total", "For how long that was so."),
+                &[],
+            )?,
+            verified: Gauge::new(
+                "diptych_verified_timestamp_seconds",
+                "Since then every collection was found equal on all nodes at least once; 0: not all were yet.",
+            )?,
             jobs: gauge("diptych_core_jobs", "Jobs that shutdown waits for.")?,
             collections: gauge("diptych_collections", "Collections that are known and not deleted.")?,
             build: IntGaugeVec::new(Opts::new("diptych_build_info", "What runs."), &["version"])?,
@@ -158,6 +193,8 @@ impl Families {
             &self.parked,
             &self.in_doubt,
             &self.repairs,
+            &self.parked_repairs,
+            &self.suspects,
             &self.divergent,
             &self.replayed,
             &self.failed_replays,
@@ -165,6 +202,10 @@ impl Families {
             &self.term,
             &self.available,
             &self.replaying,
+            &self.recovering,
+            &self.unprotected,
+            &self.unprotected_time,
+            &self.verified,
             &self.jobs,
             &self.collections,
             &self.build,
@@ -173,6 +214,11 @@ impl Families {
 
     fn fill(&self, core: &Core, states: &[NodeState]) {
         let now = core.env.wall().timestamp_micros();
+        let rows = core.repairs.lock().clone();
+        let mut repairs: BTreeMap<(&str, RepairKind), i64> = BTreeMap::new();
+        for row in &rows {
+            *repairs.entry((row.node.as_str(), row.kind)).or_default() += 1;
+        }
         for (node, state) in core.cluster.nodes().iter().zip(states) {
             let name = [node.name.as_str()];
             let set = |family: &IntGaugeVec, value: u64| {
@@ -188,7 +234,14 @@ impl Families {
             set(&self.bytes, state.bytes);
             set(&self.parked, state.parked);
             set(&self.in_doubt, state.stragglers);
-            set(&self.repairs, state.repairs);
+            for kind in RepairKind::ALL {
+                let open = repairs.get(&(node.name.as_str(), kind)).copied().unwrap_or_default();
+                self.repairs
+                    .with_label_values(&[node.name.as_str(), kind.label()])
+                    .set(open);
+            }
+            set(&self.parked_repairs, state.parked_repairs);
+            set(&self.suspects, state.suspects);
             set(&self.divergent, state.divergent() as u64);
             let age = state.oldest.map_or(0, |at| now.saturating_sub(at).max(0));
             self.oldest.with_label_values(&name).set(age as f64 / 1e6);
@@ -203,6 +256,14 @@ impl Families {
         self.leader.set((!core.log.is_fenced()).into());
         self.term.set(core.log.term());
         self.available.set(core.log.is_available().into());
+        self.recovering
+            .set(i64::try_from(core.recovering()).unwrap_or(i64::MAX));
+        self.unprotected.set(core.unprotected.is_open().into());
+        let unprotected = core.unprotected.time(core.env.now()).as_secs_f64();
+        let counter = self.unprotected_time.with_label_values::<&str>(&[]);
+        counter.inc_by((unprotected - counter.get()).max(0.0));
+        self.verified
+            .set(super::state::verified_at(core).map_or(0.0, |at| at.timestamp_micros() as f64 / 1e6));
         self.replaying.set(super::state::is_replaying(core, states).into());
         let jobs = core.counters.jobs.load(Ordering::SeqCst);
         self.jobs.set(i64::try_from(jobs).unwrap_or(i64::MAX));

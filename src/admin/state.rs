@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use chrono::{DateTime, Utc};
+
 use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
 use crate::lane::Pair;
@@ -58,6 +60,10 @@ pub struct NodeState {
     pub parked: u64,
     /// Open repair rows.
     pub repairs: u64,
+    /// Of those, parked.
+    pub parked_repairs: u64,
+    /// Writes whose outcome was unknown and that are to be compared again.
+    pub suspects: u64,
     /// Requests that the node has not answered though their clients were.
     pub stragglers: u64,
     /// Of the oldest payload row, in Unix microseconds.
@@ -101,7 +107,36 @@ pub fn gather(core: &Core) -> Vec<NodeState> {
         open[node].entry(generation).or_default();
     }
     let states = open.into_iter().enumerate();
-    states.map(|(node, lanes)| state_of(core, node, &lanes)).collect()
+    let mut states: Vec<NodeState> = states.map(|(node, lanes)| state_of(core, node, &lanes)).collect();
+    let parked = core
+        .repairs
+        .lock()
+        .iter()
+        .filter(|row| row.parked.is_some())
+        .map(|row| row.node.clone())
+        .collect::<Vec<_>>();
+    for node in parked {
+        if let Some(node) = core.cluster.index_of(&node) {
+            states[node].parked_repairs += 1;
+        }
+    }
+    for row in core.suspects.lock().values() {
+        if let Some(node) = core.cluster.index_of(&row.node) {
+            states[node].suspects += 1;
+        }
+    }
+    states
+}
+
+/// Since when every living collection was found equal on all nodes at least once; `None`: not all of them were yet.
+pub fn verified_at(core: &Core) -> Option<DateTime<Utc>> {
+    let mut living = core.catalog.all();
+    living.retain(|collection| !collection.is_deleted());
+    let verified: Option<Vec<_>> = living
+        .iter()
+        .map(|collection| core.repairing.verified_at(collection.generation))
+        .collect();
+    verified?.into_iter().min()
 }
 
 fn state_of(core: &Core, node: NodeIndex, lanes: &BTreeMap<Option<Generation>, u64>) -> NodeState {
@@ -149,7 +184,7 @@ mod tests {
         let (first, second, third) = (Pair::default(), Pair::default(), Pair::default());
         first.add_pending(3, 300, 20);
         second.add_pending(1, 50, 10);
-        second.add_repair(false);
+        second.add_repair(true);
         third.straggler_started();
         let mut state = NodeState::default();
         assert!(state.in_sync());

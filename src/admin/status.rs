@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::state::{NodeState, OpenLane, gather, is_replaying};
+use super::state::{NodeState, OpenLane, gather, is_replaying, verified_at};
 use crate::cluster::NodeIndex;
-use crate::journal::RepairRow;
+use crate::journal::{RepairKind, RepairRow};
 use crate::mirror::{Answer, Core};
 
 const SERVICE: &str = "Diptych: ChromaDB Load Balancer with Write-Ahead Log";
@@ -36,6 +36,8 @@ fn instance(core: &Core, node: NodeIndex, state: &NodeState) -> Value {
         "oldest_pending": micros(state.oldest),
         "parked": state.parked,
         "repairs": state.repairs,
+        "parked_repairs": state.parked_repairs,
+        "suspects": state.suspects,
         "stragglers": state.stragglers,
         "collections_not_in_sync": out,
         "namespace_in_sync": core.namespace.pairs[node].in_sync(),
@@ -54,6 +56,10 @@ fn log(core: &Core, states: &[NodeState]) -> Value {
         "failed_replays": core.counters.failed_replays.load(Ordering::Relaxed),
         "oldest_pending": micros(states.iter().filter_map(|state| state.oldest).min()),
         "parked": states.iter().map(|state| state.parked).sum::<u64>(),
+        "parked_repairs": states.iter().map(|state| state.parked_repairs).sum::<u64>(),
+        "drain_paused": core.drain_paused.load(Ordering::SeqCst),
+        "unprotected": core.unprotected.is_open(),
+        "unprotected_seconds": core.unprotected.time(core.env.now()).as_secs(),
         "available": core.log.is_available(),
         "journal": core.log.journal().describe(),
     })
@@ -99,8 +105,34 @@ pub fn repair(core: &Core, row: &RepairRow) -> Value {
         "reason": row.reason,
         "source": row.source,
         "records": row.ids.as_ref().map(Vec::len),
+        "progress": progress(core, row),
         "since": time(row.created_at),
     })
+}
+
+/// How far a copy has come, and what went wrong with it before.
+fn progress(core: &Core, row: &RepairRow) -> Value {
+    let Some(node) = core.cluster.index_of(&row.node) else {
+        return Value::Null;
+    };
+    let progress = core.repairing.progress_of(node, row.generation);
+    let failure = core.repairing.failure_of(node, row.generation);
+    json!({
+        "records_done": progress.as_ref().map(|progress| progress.done),
+        "records_total": progress.as_ref().map(|progress| progress.total),
+        "failures": failure.as_ref().map_or(0, |failure| failure.times),
+        "last_failure": failure.map(|failure| failure.last),
+    })
+}
+
+fn by_kind(core: &Core) -> Value {
+    let rows = core.repairs.lock();
+    let count = |kind| rows.iter().filter(|row| row.kind == kind).count();
+    RepairKind::ALL
+        .into_iter()
+        .map(|kind| (kind.label().to_owned(), json!(count(kind))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 fn healthy(core: &Core) -> usize {
@@ -132,6 +164,9 @@ pub fn status(core: &Core) -> Value {
         "not_in_sync": lanes,
         "total_not_in_sync": open().count(),
         "repairs": repairs,
+        "repairs_by_kind": by_kind(core),
+        "recovering_lanes": core.recovering(),
+        "verified_at": verified_at(core).map_or(Value::Null, time),
         "total_repairs": states.iter().map(|state| state.repairs).sum::<u64>(),
     })
 }
@@ -150,7 +185,11 @@ pub fn health(core: &Core) -> Answer {
     let total = core.cluster.len();
     let healthy = healthy(core);
     let states = gather(core);
-    let whole = healthy == total && core.log.is_available() && states.iter().all(NodeState::in_sync);
+    let whole = healthy == total
+        && core.log.is_available()
+        && !core.unprotected.is_open()
+        && core.recovering() == 0
+        && states.iter().all(NodeState::in_sync);
     let body = json!({
         "status": word(healthy, whole),
         "healthy_instances": format!("{healthy}/{total}"),

@@ -1,4 +1,5 @@
-//! What an operator can look into and do: parked entries and repairs, pausing the drain.
+//! What an operator can look into and do: parked entries and repairs, comparing and copying, accepting a node, pausing
+//! the drain.
 //!
 //! A verb that changes rows takes their lane first and does it in one commit, like everybody else (design.md R1, R5).
 //! Skipping an entry leaves a repair row for its records, so that no difference goes unseen.
@@ -19,6 +20,7 @@ use crate::drain::records_of;
 use crate::env::BoxFuture;
 use crate::journal::{Change, Commit, JournalError, PayloadRow};
 use crate::mirror::{Answer, Core, RepairWanted, Scope};
+use crate::repair::jobs::{self, Options, Sample};
 
 /// Entries that a list shows unless told otherwise, and at most.
 const SHOWN: usize = 100;
@@ -42,6 +44,22 @@ pub enum Verb {
     Repairs,
     RetryRepair(String),
     PauseDrain(bool),
+    AcceptNode(String),
+    Verify,
+    Comparisons,
+    Comparison(String),
+    Resync,
+}
+
+impl Verb {
+    /// It does something, and is worth a line in the log.
+    fn changes(&self) -> bool {
+        use Verb::{AcceptNode, PauseDrain, Resync, RetryEntry, RetryRepair, SkipEntry, Verify};
+        matches!(
+            self,
+            RetryEntry(_) | SkipEntry(_) | RetryRepair(_) | PauseDrain(_) | AcceptNode(_) | Verify | Resync
+        )
+    }
 }
 
 /// What a path under `/admin/` stands for. `None`: nothing here. `Err`: not with this method, but with these.
@@ -56,6 +74,11 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
         ["wal", "entries", entry, "skip"] => (Verb::SkipEntry(id(entry)), false),
         ["repairs"] => (Verb::Repairs, true),
         ["repairs", row, "retry"] => (Verb::RetryRepair(id(row)), false),
+        ["nodes", name, "accept"] => (Verb::AcceptNode(id(name)), false),
+        ["verify"] if *method == Method::POST => (Verb::Verify, false),
+        ["verify"] => (Verb::Comparisons, true),
+        ["verify", report] => (Verb::Comparison(id(report)), true),
+        ["resync"] => (Verb::Resync, false),
         ["drain", "pause"] => (Verb::PauseDrain(true), false),
         ["drain", "resume"] => (Verb::PauseDrain(false), false),
         _ => return None,
@@ -76,11 +99,7 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
 pub async fn carry_out(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> Answer {
     let (done, outcome) = tokio::sync::oneshot::channel();
     let (job, query) = (core.clone(), query.map(str::to_owned));
-    let changes = !matches!(
-        verb,
-        Verb::ParkedEntries | Verb::Entries | Verb::Entry(_) | Verb::Repairs
-    );
-    if changes {
+    if verb.changes() {
         tracing::info!(?verb, query, "An operator asked for something.");
     }
     core.spawn_job(async move {
@@ -106,6 +125,15 @@ fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> BoxFuture<Outc
             Verb::SkipEntry(id) => skip_entry(core, &id, is_set(query, "force")).await,
             Verb::Repairs => repairs(core, query),
             Verb::RetryRepair(id) => retry_repair(core, &id).await,
+            Verb::AcceptNode(name) => {
+                let node = node_named(core, &name)?;
+                core.accept(node).await.map_err(conflict)?;
+                Ok(json!({ "node": name, "state": "accepted" }))
+            }
+            Verb::Verify => verify(core, query),
+            Verb::Comparisons => Ok(json!({ "comparisons": core.repairing.reports() })),
+            Verb::Comparison(id) => comparison(core, &id),
+            Verb::Resync => resync(core, query).await,
             Verb::PauseDrain(paused) => {
                 core.drain_paused.store(paused, Ordering::SeqCst);
                 core.cluster.announce_change();
@@ -422,18 +450,67 @@ fn repairs(core: &Arc<Core>, query: Option<&str>) -> Outcome {
 /// The repair is tried again.
 async fn retry_repair(core: &Arc<Core>, id: &str) -> Outcome {
     let id = parse_id(id)?;
-    let find = || core.repairs.lock().iter().find(|row| row.id == id).cloned();
-    let gone = || not_found(format!("There is no repair {id} (any more)."));
-    let row = find().ok_or_else(gone)?;
-    let (scope, _) = core.find(row.generation, &row.node).ok_or_else(gone)?;
-    let _alone = core.exclusive_of(&scope).await.ok_or_else(no_lane)?;
-    if find().ok_or_else(gone)?.parked.is_none() {
+    let found = core.repairs.lock().iter().find(|row| row.id == id).cloned();
+    let row = found.ok_or_else(|| not_found(format!("There is no repair {id} (any more).")))?;
+    if row.parked.is_none() {
         return Ok(json!({ "id": id, "state": "open" }));
     }
-    let changes = vec![Change::UnparkRepair(id)];
-    core.log.commit(&changes).await.map_err(no_log)?;
-    core.apply(&changes);
-    Ok(json!({ "id": id, "state": "retried" }))
+    if jobs::retry(core, id).await {
+        Ok(json!({ "id": id, "state": "retried" }))
+    } else {
+        Err(unavailable(
+            "The log does not answer. It is tried until it does; look again then.",
+        ))
+    }
+}
+
+fn number(query: Option<&str>, name: &str) -> Result<Option<u32>, Refusal> {
+    let Some(text) = parameter(query, name) else {
+        return Ok(None);
+    };
+    let parsed = text.parse();
+    parsed
+        .map(Some)
+        .map_err(|_| invalid(format!("{name}: `{text}` is not a whole number")))
+}
+
+/// Starts to compare one collection, or all.
+fn verify(core: &Arc<Core>, query: Option<&str>) -> Outcome {
+    let one = match parameter(query, "collection") {
+        Some(text) => Some(collection_named(core, query, &text)?),
+        None => None,
+    };
+    let sample = match number(query, "sample")? {
+        None | Some(100) => Sample::All,
+        Some(percent @ 1..100) => Sample::Percent(percent),
+        Some(_) => return Err(invalid("sample: a share in percent, 1 to 100")),
+    };
+    let options = Options {
+        sample,
+        repair: is_set(query, "repair"),
+        rate: number(query, "rate")?.filter(|&rate| rate > 0),
+    };
+    Ok(json!({ "id": jobs::verify(core, one, options) }))
+}
+
+fn comparison(core: &Core, id: &str) -> Outcome {
+    let found = core.repairing.report(parse_id(id)?);
+    let report = found.ok_or_else(|| not_found(format!("There is no comparison {id} (any more).")))?;
+    Ok(json!(report))
+}
+
+/// Has one collection on a node copied from another.
+async fn resync(core: &Arc<Core>, query: Option<&str>) -> Outcome {
+    let needed = |name: &str| parameter(query, name).ok_or_else(|| invalid(format!("{name}: it has to be named")));
+    let collection = collection_named(core, query, &needed("collection")?)?;
+    let node = needed("node")?;
+    let index = node_named(core, &node)?;
+    let from = match parameter(query, "from") {
+        Some(name) => Some(node_named(core, &name)?),
+        None => None,
+    };
+    jobs::resync(core, &collection, index, from).await.map_err(conflict)?;
+    Ok(json!({ "collection": collection.facts().name, "node": node, "state": "begun" }))
 }
 
 #[cfg(test)]
@@ -451,6 +528,9 @@ mod tests {
         );
         assert_eq!(of(Method::POST, "/admin/drain/pause"), Some(Ok(Verb::PauseDrain(true))));
         assert_eq!(of(Method::GET, "/admin/drain/pause"), Some(Err("POST")));
+        assert_eq!(of(Method::POST, "/admin/verify"), Some(Ok(Verb::Verify)));
+        assert_eq!(of(Method::GET, "/admin/verify"), Some(Ok(Verb::Comparisons)));
+        assert_eq!(of(Method::GET, "/admin/resync"), Some(Err("POST")));
         assert_eq!(of(Method::POST, "/admin/repairs"), Some(Err("GET, HEAD")));
         for path in [
             "/admin/",

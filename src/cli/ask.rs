@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
 use crate::cluster::{HttpNodeClient, NodeClient, NodeRequest, NodeResponse};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -23,5 +29,43 @@ pub async fn get(authority: &str, path: &str) -> Result<NodeResponse, String> {
     match tokio::time::timeout(LIMIT, client.send(NodeRequest::get(path))).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+    }
+}
+
+/// Asks for something that has to be allowed: with `token`, if there is one. Only on a runtime. What it asks for may
+/// take its time: there is no deadline beyond `limit`.
+///
+/// # Errors
+/// Why there is no answer, in words.
+pub async fn call(
+    authority: &str,
+    method: Method,
+    path: &str,
+    token: Option<&str>,
+    limit: Duration,
+) -> Result<(u16, Bytes), String> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("http://{authority}{path}"));
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let answer = async {
+        let answer = client
+            .request(request)
+            .await
+            .map_err(|error| match std::error::Error::source(&error) {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            })?;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.map_err(|error| error.to_string())?;
+        Ok((status, body.to_bytes()))
+    };
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
     }
 }

@@ -1,7 +1,8 @@
 //! The command line.
 //!
 //! `run` and `dev` end in the same `server::serve`; the only difference is who started the nodes. Exit codes: 0 it is
-//! well, 1 it is not; `status` has its own three.
+//! well, 1 it is not; `status` has its own three. What changes something talks to the admin address of a running Diptych
+//! only, and asks for `--yes` where something is lost by it.
 
 mod ask;
 mod check;
@@ -10,6 +11,7 @@ mod run;
 mod server;
 mod shutdown;
 mod status;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,7 +39,23 @@ enum Command {
     /// Start two local Chroma servers, an embedded log and the proxy; stop all of it with Ctrl-C.
     Dev(DevArgs),
     /// Show how the nodes of a running Diptych are. Exit code: 0 healthy, 1 degraded, 2 unavailable or unreachable.
-    Status(StatusArgs),
+    Status(Where),
+    /// What the log keeps for nodes that are away, and what was parked.
+    #[command(subcommand)]
+    Wal(verbs::Wal),
+    /// Repairs that are open.
+    #[command(subcommand)]
+    Repairs(verbs::Repairs),
+    /// Hold or wait for the work that brings nodes back in step.
+    #[command(subcommand)]
+    Drain(verbs::Drain),
+    /// Decide about a node.
+    #[command(subcommand)]
+    Node(verbs::NodeVerb),
+    /// Compare the nodes, record by record. Exit code: 0 equal, 1 not.
+    Verify(verbs::VerifyArgs),
+    /// Copy a collection to a node from another.
+    Resync(verbs::ResyncArgs),
     /// Print the JSON schema of the configuration file.
     Schema,
 }
@@ -72,12 +90,13 @@ struct DevArgs {
     chroma: Option<PathBuf>,
 }
 
+/// Which Diptych to ask, and how to print what it answers.
 #[derive(Debug, Args)]
-struct StatusArgs {
-    /// Where a Diptych answers: its admin address, or the address for clients.
+struct Where {
+    /// Where a Diptych answers: its admin address; for `status`, the address for clients does too.
     #[arg(long, conflicts_with = "config")]
     url: Option<String>,
-    /// Its configuration file, to find the address in.
+    /// Its configuration file, to find the address and the token in.
     #[arg(long, short, env = "DIPTYCH_CONFIG")]
     config: Option<PathBuf>,
     /// Print what it answers, as it is.
@@ -92,6 +111,12 @@ pub fn main() -> ExitCode {
         Command::Check { config } => check::check(config.as_deref()),
         Command::Dev(args) => dev::dev(&args),
         Command::Status(args) => status::status(&args),
+        Command::Wal(verb) => verbs::wal(&verb),
+        Command::Repairs(verb) => verbs::repairs(&verb),
+        Command::Drain(verb) => verbs::drain(&verb),
+        Command::Node(verb) => verbs::node(&verb),
+        Command::Verify(args) => verbs::verify(&args),
+        Command::Resync(args) => verbs::resync(&args),
         Command::Schema => {
             println!("{:#}", crate::config::json_schema());
             ExitCode::SUCCESS

@@ -20,10 +20,10 @@ use super::status::reachable;
 use crate::admin::{self, Admin, AdminPort, Guard};
 use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::{Config, LogPayload};
-use crate::drain::drain_node;
+use crate::drain::{drain_node, keep_limits};
 use crate::env::{SharedEnv, TokioEnv};
 use crate::journal::{self, Log};
-use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, recover};
+use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use crate::proxy::{self, Proxy};
 use crate::repair;
 
@@ -313,6 +313,8 @@ impl BackgroundService for Background {
         }));
         self.core.env.spawn(Box::pin(recover(self.core.clone())));
         self.core.env.spawn(Box::pin(keep_suspects(self.core.clone())));
+        self.core.env.spawn(Box::pin(keep_limits(self.core.clone())));
+        self.core.env.spawn(Box::pin(keep_unprotected(self.core.clone())));
         self.core
             .env
             .spawn(Box::pin(repair::jobs::keep_verifying(self.core.clone())));

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::{StatusArgs, ask, run};
+use super::{Where, ask, run};
 use crate::config::NodeUrl;
 
-const DEFAULT: &str = "http://127.0.0.1:8900";
+pub const DEFAULT: &str = "http://127.0.0.1:8900";
 
 /// How well it is, as exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ enum Health {
 }
 
 /// Asks and prints.
-pub fn status(args: &StatusArgs) -> ExitCode {
+pub fn status(args: &Where) -> ExitCode {
     match answer(args) {
         Ok((authority, text)) => {
             let status: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -39,7 +39,7 @@ pub fn status(args: &StatusArgs) -> ExitCode {
     }
 }
 
-fn answer(args: &StatusArgs) -> Result<(String, bytes::Bytes), String> {
+fn answer(args: &Where) -> Result<(String, bytes::Bytes), String> {
     let authority = authority(args)?;
     let answer = ask::runtime()?
         .block_on(ask::get(&authority, "/status"))
@@ -53,7 +53,7 @@ fn answer(args: &StatusArgs) -> Result<(String, bytes::Bytes), String> {
     Ok((authority, answer.body))
 }
 
-fn authority(args: &StatusArgs) -> Result<String, String> {
+fn authority(args: &Where) -> Result<String, String> {
     match (&args.url, &args.config) {
         (Some(url), _) => Ok(NodeUrl::parse(url)?.authority()),
         (None, Some(path)) => {
@@ -152,6 +152,25 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
             ""
         },
     );
+    if log["drain_paused"] == true {
+        let _ = writeln!(page, "the drain is paused: diptych drain resume");
+    }
+    if log["unprotected"] == true {
+        let seconds = text(&log["unprotected_seconds"]);
+        let _ = writeln!(
+            page,
+            "written without the log and not compared yet ({seconds} s so far)"
+        );
+    }
+    if let Some(lanes @ 1..) = status["recovering_lanes"].as_u64() {
+        let _ = writeln!(page, "{lanes} collections wait to learn what the last stop left");
+    }
+    if let Some(parked @ 1..) = log["parked_repairs"].as_u64() {
+        let _ = writeln!(
+            page,
+            "{parked} repairs wait for a decision: diptych repairs list --parked"
+        );
+    }
     let open = status["not_in_sync"].as_array().map_or(&[][..], Vec::as_slice);
     for lane in open {
         let what = match lane["collection"]["name"].as_str() {
@@ -174,7 +193,7 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
     page
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -183,7 +202,7 @@ fn text(value: &Value) -> String {
 }
 
 /// How long ago, in the largest unit that fits.
-fn age(value: &Value, now: DateTime<Utc>) -> String {
+pub fn age(value: &Value, now: DateTime<Utc>) -> String {
     let Some(at) = value.as_str().and_then(|text| DateTime::parse_from_rfc3339(text).ok()) else {
         return "-".to_owned();
     };
@@ -196,7 +215,7 @@ fn age(value: &Value, now: DateTime<Utc>) -> String {
     }
 }
 
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();

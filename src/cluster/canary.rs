@@ -13,7 +13,7 @@ use super::client::{NodeRequest, NodeResponse};
 use super::node::Node;
 use crate::chroma::{OWN_TENANT, node_path, parse_collection_object};
 
-const DATABASE: &str = "health";
+pub(super) const DATABASE: &str = "health";
 const COLLECTION: &str = "canary";
 
 impl Node {
@@ -49,7 +49,7 @@ impl Node {
         .await
     }
 
-    async fn prepare_canary(&self) -> Result<Uuid, String> {
+    pub(super) async fn prepare_canary(&self) -> Result<Uuid, String> {
         let steps = [
             (node_path::TENANTS.to_owned(), format!(r#"{{"name":"{OWN_TENANT}"}}"#)),
             (node_path::databases(OWN_TENANT), format!(r#"{{"name":"{DATABASE}"}}"#)),

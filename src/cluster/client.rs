@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -111,6 +112,10 @@ pub trait NodeClient: Send + Sync + 'static {
     /// Opens a connection of its own and keeps it until the last reference to it is dropped.
     async fn hold(&self) -> Result<Arc<dyn Held>, SendError>;
 
+    /// What is sent from now on goes over new connections: those that are open may lead to another process. What is
+    /// under way goes on.
+    fn renew(&self) {}
+
     /// Sends and waits for the head of the answer, for as long as the connection lives.
     async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError>;
 
@@ -127,7 +132,7 @@ pub trait NodeClient: Send + Sync + 'static {
 
 /// [`NodeClient`] over HTTP/1.1 with pooled connections, all of which live on one runtime.
 pub struct HttpNodeClient {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: ArcSwap<Client<HttpConnector, Full<Bytes>>>,
     connector: HttpConnector,
     runtime: tokio::runtime::Handle,
     authority: String,
@@ -159,17 +164,20 @@ impl HttpNodeClient {
         connector.set_keepalive_retries(Some(4));
         #[cfg(target_os = "linux")]
         connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-        let client = Client::builder(OnRuntime(runtime.clone()))
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector.clone());
         Self {
-            client,
+            client: ArcSwap::from_pointee(pool(&connector, &runtime)),
             connector,
             runtime,
             authority: authority.to_owned(),
         }
     }
+}
+
+fn pool(connector: &HttpConnector, runtime: &tokio::runtime::Handle) -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(OnRuntime(runtime.clone()))
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector.clone())
 }
 
 /// [`Held`] over HTTP/1.1.
@@ -264,6 +272,10 @@ impl NodeClient for HttpNodeClient {
         }))
     }
 
+    fn renew(&self) {
+        self.client.store(Arc::new(pool(&self.connector, &self.runtime)));
+    }
+
     async fn open(&self, request: NodeRequest) -> Result<StreamedResponse, SendError> {
         let uri = format!("http://{}{}", self.authority, request.path);
         let request = match build(request, &uri, None) {
@@ -271,7 +283,8 @@ impl NodeClient for HttpNodeClient {
             // A name too long for a path, for one: the request's fault, and no node's.
             Err(error) => return Ok(unsendable(&error)),
         };
-        let response = self.client.request(request).await.map_err(|error| {
+        let sent = self.client.load().request(request);
+        let response = sent.await.map_err(|error| {
             if error.is_connect() {
                 if is_of_node(&error) {
                     SendError::NotSent(chain(&error))

@@ -12,7 +12,8 @@
 //! not even as the last: it could be empty.
 //!
 //! A probe is a heartbeat and then a read that goes through SQLite, because heartbeats pass on a node that can serve
-//! nothing (chroma-facts.md 8.1).
+//! nothing (chroma-facts.md 8.1). What it reads is the marker: should new connections lead to another server while the
+//! one that is held lives on (a name, a balancer or a route was changed), it is noticed here.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -30,11 +31,16 @@ use tokio::sync::oneshot;
 
 use super::Cluster;
 use super::client::{Held, NodeRequest, SendError};
+use super::identity::{marker_path, parse_marker};
 use super::node::{Node, NodeIndex, Observed};
+use crate::chroma::node_path;
 use crate::env::{SharedEnv, within};
 
 /// How long it may take to open the connection that is held.
 const HOLD_LIMIT: Duration = Duration::from_secs(5);
+
+/// So many probes in a row have to find another marker.
+const STRANGE: usize = 2;
 
 /// How probes are judged.
 #[derive(Debug, Clone, Copy)]
@@ -99,27 +105,32 @@ impl Prober {
                 .report_unverified(node.index, "its name leads to another address now"),
             Some(false) => {}
         }
-        for path in ["/api/v2/heartbeat", "/api/v2/tenants/default_tenant"] {
-            let answer = within(
-                &self.env,
-                self.thresholds.timeout,
-                node.client.send(NodeRequest::get(path)),
-            )
-            .await;
-            match answer {
-                None => {
-                    let reason = format!("{path}: no answer in {:?}", self.thresholds.timeout);
-                    return Err(Failure::Probe(reason));
-                }
-                Some(Err(error @ SendError::NotSent(_))) => return Err(Failure::Connect(format!("{path}: {error}"))),
-                Some(Err(error)) => return Err(Failure::Probe(format!("{path}: {error}"))),
-                Some(Ok(answer)) if answer.status >= 500 => {
-                    return Err(Failure::Probe(format!("{path}: status {}", answer.status)));
-                }
-                Some(Ok(_)) => {}
+        // A connection of its own: it shows where new ones lead.
+        let connection = self.in_time("connecting", node.client.hold()).await?;
+        let marker = marker_path();
+        for path in [node_path::HEARTBEAT, &marker] {
+            let answer = self.in_time(path, connection.send(NodeRequest::get(path))).await?;
+            if answer.status >= 500 {
+                return Err(Failure::Probe(format!("{path}: status {}", answer.status)));
+            }
+            if path == marker && node.is_strange(parse_marker(&answer).as_deref()) {
+                self.cluster
+                    .report_unverified(node.index, "it shows another marker than it was known by");
             }
         }
         Ok(())
+    }
+
+    async fn in_time<T>(&self, what: &str, request: impl Future<Output = Result<T, SendError>>) -> Result<T, Failure> {
+        match within(&self.env, self.thresholds.timeout, request).await {
+            None => Err(Failure::Probe(format!(
+                "{what}: no answer in {:?}",
+                self.thresholds.timeout
+            ))),
+            Some(Err(error @ SendError::NotSent(_))) => Err(Failure::Connect(format!("{what}: {error}"))),
+            Some(Err(error)) => Err(Failure::Probe(format!("{what}: {error}"))),
+            Some(Ok(answer)) => Ok(answer),
+        }
     }
 
     /// Runs on the core's runtime, where the node's client keeps its connections.
@@ -239,6 +250,15 @@ impl Observed {
 }
 
 impl Node {
+    /// Whether a new connection found another marker than is remembered, for the second time in a row: in the middle of a
+    /// `reset` it is not there for a moment.
+    fn is_strange(&self, marker: Option<&str>) -> bool {
+        let strange = self.marker().is_some_and(|known| marker != Some(known.as_str()));
+        let mut observed = self.observed.lock();
+        observed.strange_markers = if strange { observed.strange_markers + 1 } else { 0 };
+        observed.verified && observed.strange_markers >= STRANGE
+    }
+
     /// Returns whether a canary write has to be sent before the node is up.
     fn observe_probe(&self, outcome: &Result<(), String>, healthy_after: usize) -> bool {
         let mut observed = self.observed.lock();
@@ -344,6 +364,7 @@ impl Cluster {
             None => return Err("no connection in time".to_owned()),
         };
         node.set_held(Some(held.clone()));
+        node.renew();
         self.watch(env, index, held);
         canary(env, node, limit).await?;
         match self.admission() {

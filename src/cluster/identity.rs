@@ -61,7 +61,29 @@ impl Node {
 
     /// Has the process that is held say that it has everything up to `lsn`. The marker is there.
     pub async fn write_checkpoint(&self, lsn: Lsn) -> Result<(), String> {
-        write_checkpoint(&*self.connection()?, lsn).await
+        self.write_checkpoint_over(&*self.connection()?, lsn).await
+    }
+
+    /// [`Node::write_checkpoint`], on the process at the other end of this connection and on no other.
+    pub async fn write_checkpoint_over(&self, held: &dyn Held, lsn: Lsn) -> Result<(), String> {
+        let known = *self.checkpoint_collection.lock();
+        let answer = match known {
+            Some(id) => Some(upsert_checkpoint(held, id, lsn).await?).filter(|answer| answer.status != 404),
+            None => None,
+        };
+        let answer = match answer {
+            Some(answer) => answer,
+            None => {
+                let id = prepare_checkpoint(held).await?;
+                *self.checkpoint_collection.lock() = Some(id);
+                upsert_checkpoint(held, id, lsn).await?
+            }
+        };
+        if answer.is_success() {
+            Ok(())
+        } else {
+            Err(describe("the checkpoint could not be written", &answer))
+        }
     }
 
     fn connection(&self) -> Result<Arc<dyn Held>, String> {
@@ -70,16 +92,26 @@ impl Node {
 }
 
 async fn read_marker(held: &dyn Held) -> Result<Option<String>, String> {
-    let path = node_path::database(OWN_TENANT, DATABASE);
-    let answer = ask(held, NodeRequest::get(path)).await?;
+    let answer = ask(held, NodeRequest::get(marker_path())).await?;
     if answer.status == 404 {
         return Ok(None);
     }
-    let object: Option<DatabaseObject> = serde_json::from_slice(&answer.body).ok();
-    match object.filter(|_| answer.is_success()) {
-        Some(object) => Ok(Some(object.id.to_string())),
+    match parse_marker(&answer) {
+        Some(marker) => Ok(Some(marker)),
         None => Err(describe("the marker could not be read", &answer)),
     }
+}
+
+/// Where the marker is read.
+pub(super) fn marker_path() -> String {
+    node_path::database(OWN_TENANT, DATABASE)
+}
+
+pub(super) fn parse_marker(answer: &NodeResponse) -> Option<String> {
+    let object: Option<DatabaseObject> = serde_json::from_slice(&answer.body).ok();
+    object
+        .filter(|_| answer.is_success())
+        .map(|object| object.id.to_string())
 }
 
 /// Marker and checkpoint. The caller sets the deadline.
@@ -126,22 +158,20 @@ async fn write_marker(held: &dyn Held) -> Result<String, String> {
     read_marker(held).await?.ok_or_else(missing)
 }
 
-/// The caller sets the deadline.
-pub async fn write_checkpoint(held: &dyn Held, lsn: Lsn) -> Result<(), String> {
+async fn prepare_checkpoint(held: &dyn Held) -> Result<Uuid, String> {
     let path = node_path::collections(OWN_TENANT, DATABASE);
     let body = json!({"name": COLLECTION, "get_or_create": true}).to_string();
     let answer = ask(held, NodeRequest::new(Method::POST, path, Some(body.into()))).await?;
-    let Some(object) = parse_collection_object(&answer.body).filter(|_| answer.is_success()) else {
-        return Err(describe("the checkpoint could not be written", &answer));
-    };
-    let path = node_path::record(OWN_TENANT, DATABASE, object.id, "upsert");
-    let body = json!({"ids": [RECORD], "embeddings": [[1.0]], "metadatas": [{ "lsn": lsn }]}).to_string();
-    let answer = ask(held, NodeRequest::post(path, body)).await?;
-    if answer.is_success() {
-        Ok(())
-    } else {
-        Err(describe("the checkpoint could not be written", &answer))
+    match parse_collection_object(&answer.body).filter(|_| answer.is_success()) {
+        Some(object) => Ok(object.id),
+        None => Err(describe("the checkpoint has no place", &answer)),
     }
+}
+
+async fn upsert_checkpoint(held: &dyn Held, id: Uuid, lsn: Lsn) -> Result<NodeResponse, String> {
+    let path = node_path::record(OWN_TENANT, DATABASE, id, "upsert");
+    let body = json!({"ids": [RECORD], "embeddings": [[1.0]], "metadatas": [{ "lsn": lsn }]}).to_string();
+    ask(held, NodeRequest::post(path, body)).await
 }
 
 async fn ask(held: &dyn Held, request: NodeRequest) -> Result<NodeResponse, String> {

@@ -2,6 +2,7 @@
 
 mod canary;
 mod client;
+mod flag;
 mod health;
 mod identity;
 mod node;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 
 pub use client::{Held, HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
 pub use health::{HealthService, Thresholds, health_service};
-pub use identity::{Identity, read_identity, write_checkpoint};
+pub use identity::{Identity, read_identity};
 pub use node::{Node, NodeIndex, Socket};
 
 /// Decides whether a node is the one it should be, and sees to it that what it may lack is known before it is up.

@@ -33,6 +33,8 @@ pub(super) struct Observed {
     pub canary_passed: bool,
     /// It said who it is, was admitted, and is still the same process.
     pub verified: bool,
+    /// Probes in a row that found another marker than is remembered.
+    pub strange_markers: usize,
     /// Why it was not admitted.
     pub refusal: Option<String>,
     pub canary_running: bool,
@@ -58,6 +60,7 @@ impl Default for Observed {
             failed_passively: false,
             canary_passed: false,
             verified: false,
+            strange_markers: 0,
             refusal: None,
             canary_running: false,
             failures: 0,
@@ -79,8 +82,10 @@ pub struct Node {
     pub metrics: NodeMetrics,
     pub(super) observed: Mutex<Observed>,
     pub(super) canary_collection: Mutex<Option<Uuid>>,
+    pub(super) checkpoint_collection: Mutex<Option<Uuid>>,
     /// The connection by which we would notice that it is another process.
     held: Mutex<Option<Arc<dyn Held>>>,
+    incarnation: AtomicU64,
     up: watch::Sender<bool>,
     address: ArcSwapOption<SocketAddr>,
     reads: AtomicUsize,
@@ -116,7 +121,9 @@ impl Node {
             client,
             observed: Mutex::default(),
             canary_collection: Mutex::default(),
+            checkpoint_collection: Mutex::default(),
             held: Mutex::default(),
+            incarnation: AtomicU64::new(0),
             up: watch::Sender::new(false),
             address: ArcSwapOption::empty(),
             reads: AtomicUsize::new(0),
@@ -197,6 +204,17 @@ impl Node {
 
     pub(super) fn set_held(&self, held: Option<Arc<dyn Held>>) {
         *self.held.lock() = held;
+    }
+
+    /// It may be another process: connections that are open are used no more.
+    pub(super) fn renew(&self) {
+        self.incarnation.fetch_add(1, Ordering::SeqCst);
+        self.client.renew();
+    }
+
+    /// Connections that were opened under another number may lead to another process.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::SeqCst)
     }
 
     /// Whether it is the process that was admitted.

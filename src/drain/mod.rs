@@ -13,6 +13,7 @@
 //! node had failed counts an attempt; after some, the lane gets a repair row.
 
 mod combine;
+mod limits;
 mod namespace;
 mod record;
 
@@ -29,6 +30,8 @@ use crate::cluster::NodeIndex;
 use crate::fault;
 use crate::journal::{Change, PayloadRow};
 use crate::mirror::{Core, RepairWanted, Scope};
+
+pub use limits::keep_limits;
 
 /// After so many answers that the node failed, an entry is left to repair.
 pub(crate) const ATTEMPTS: i32 = 5;

@@ -9,8 +9,13 @@ use super::record::text;
 use super::{End, Step, broke, failed, finish, needs_repair};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, PayloadRow};
+use crate::journal::{Change, Commit, Lsn, PayloadRow};
+use crate::lane::Exclusive;
 use crate::mirror::{Agreement, Core, NodeAnswer, Outcome, RepairWanted, Scope};
+
+/// More than the namespace's rows of a node ever are.
+const ALL_ROWS: usize = 1 << 20;
+const ALL_BYTES: usize = 1 << 30;
 
 pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Step {
     let rows = std::slice::from_ref(row);
@@ -39,13 +44,17 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                     if *op == Op::Reset {
                         core.renew_marker(node).await;
                     }
-                    let mut repairs = vec![];
+                    // Held until the commit: two nodes that are drained side by side must not both complete it.
+                    let _one_at_a_time = core.settling.lock().await;
+                    let Some((mut changes, _barriers)) = completion(core, node, row).await else {
+                        return Step::Stop(End::Pause);
+                    };
                     let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
                     if disagrees && core.another_has_authority(&Scope::Namespace, node) {
                         let reason = format!("the node took a {} that another had refused", op.label());
-                        repairs.push(core.repair_row(&Scope::Namespace, node, RepairWanted::whole(row.lsn, reason)));
+                        changes.push(core.repair_row(&Scope::Namespace, node, RepairWanted::whole(row.lsn, reason)));
                     }
-                    done(repairs).await
+                    done(changes).await
                 }
                 Outcome::Missing => match op
                     .generation()
@@ -63,6 +72,53 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
             }
         }
     }
+}
+
+/// The catalog's part of an entry that nobody had answered when its client was, with the lanes that it touches: the
+/// first node that is drained decides it. Every node has its row then, and the others have it still. `None`: it cannot
+/// be told now.
+async fn completion(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Option<(Commit, Vec<Exclusive>)> {
+    for other in (0..core.cluster.len()).filter(|&other| other != node) {
+        if !has_row(core, other, row.lsn).await? {
+            return Some((vec![], vec![]));
+        }
+    }
+    let living = |generation: &Generation| {
+        let found = core.catalog.by_generation(*generation).into_iter();
+        found.filter(|collection| !collection.is_deleted()).collect()
+    };
+    let (mut changes, mut barriers) = (vec![], vec![]);
+    let gone: Vec<_> = match &row.op {
+        Op::DeleteCollection { generation, .. } => living(generation),
+        Op::DeleteDatabase { tenant, name } => {
+            changes.push(Change::RemoveDatabase {
+                tenant: tenant.clone(),
+                name: name.clone(),
+            });
+            core.catalog.in_database(tenant, name)
+        }
+        Op::ModifyCollection {
+            generation,
+            new_name: Some(name),
+        } => {
+            let renamed: Vec<_> = living(generation);
+            changes.extend(renamed.iter().map(|collection| core.renaming(collection, name)));
+            vec![]
+        }
+        _ => vec![],
+    };
+    for collection in gone {
+        barriers.push(core.exclusive(&collection).await?);
+        changes.extend(core.deletion(&collection));
+    }
+    Some((changes, barriers))
+}
+
+/// Whether the namespace's rows of a node have this entry.
+async fn has_row(core: &Arc<Core>, node: NodeIndex, lsn: Lsn) -> Option<bool> {
+    let name = &core.cluster.node(node).name;
+    let rows = core.log.journal().payloads(name, None, ALL_ROWS, ALL_BYTES).await;
+    Some(rows.ok()?.iter().any(|row| row.lsn == lsn))
 }
 
 /// What is not a success: waits, counts, or leaves the namespace to repair.

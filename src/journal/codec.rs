@@ -248,7 +248,7 @@ pub struct SnapshotRows<R> {
     pub nodes: Vec<R>,
     pub suspects: Vec<R>,
     pub low_water: i64,
-    pub intents: Vec<R>,
+    pub intents: Vec<Intent>,
 }
 
 impl<R: Columns> SnapshotRows<R> {
@@ -271,7 +271,7 @@ impl<R: Columns> SnapshotRows<R> {
             nodes: self.nodes.iter().map(node).collect::<Result<_, _>>()?,
             suspects: self.suspects.iter().map(suspect).collect::<Result<_, _>>()?,
             low_water: self.low_water,
-            intents: intents(&self.intents)?,
+            intents: self.intents,
         })
     }
 }

@@ -278,6 +278,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// What removes all rows of a collection's lane.
+    pub fn rows_of(generation: Generation) -> [Self; 2] {
+        [Self::RemovePayloadsOf(generation), Self::RemoveRepairsOf(generation)]
+    }
+
     /// Whether it is about the catalog: collections, their ids, databases.
     pub fn is_of_catalog(&self) -> bool {
         use Change::{ForgetNodeIds, PutCollection, PutDatabase, PutNodeId, RemoveDatabase, RemoveEverything};

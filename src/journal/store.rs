@@ -25,6 +25,10 @@ use crate::chroma::Generation;
 
 /// Deadline of a call, from asking for a connection to the answer.
 const CALL: Duration = Duration::from_secs(15);
+/// Deadline of [`Journal::load`]: where an entry stayed open for minutes, there are very many intents above it.
+const LOAD: Duration = Duration::from_secs(60);
+/// Intents that are loaded at a time.
+const PAGE: usize = 10_000;
 /// Deadline of [`Journal::ping`].
 const PING: Duration = Duration::from_secs(3);
 /// From this many bytes on, compression leaves the runtime's threads.
@@ -226,13 +230,27 @@ impl<B: Backend> Store<B> {
             nodes: B::fetch(&mut session, sql::ask(sql::NODES)).await.map_err(refused)?,
             suspects: B::fetch(&mut session, sql::ask(sql::SUSPECTS)).await.map_err(refused)?,
             low_water,
-            intents: B::fetch(&mut session, sql::intents(low_water, usize::MAX))
-                .await
-                .map_err(refused)?,
+            intents: Self::all_intents(&mut session, low_water).await?,
         };
         B::raw(&mut session, "COMMIT").await.map_err(refused)?;
         session.done();
         Ok(rows.unpack()?)
+    }
+
+    /// In pages: there can be very many, and a single statement must not take too long.
+    async fn all_intents(session: &mut Session<B::Db>, low_water: Lsn) -> Result<Vec<Intent>, JournalError> {
+        let mut all: Vec<Intent> = Vec::new();
+        loop {
+            let above = all.last().map_or(low_water, |intent| intent.lsn);
+            let rows = B::fetch(session, sql::intents(above, PAGE)).await.map_err(refused)?;
+            let mut page = codec::intents(&rows)?;
+            page.truncate(PAGE);
+            let last = page.len() < PAGE;
+            all.append(&mut page);
+            if last {
+                return Ok(all);
+            }
+        }
     }
 
     async fn question(&self, statement: Statement) -> Result<Vec<Row<B>>, JournalError> {
@@ -283,7 +301,7 @@ impl<B: Backend> Journal for Store<B> {
     }
 
     async fn load(&self) -> Result<Snapshot, JournalError> {
-        within(CALL, self.snapshot()).await
+        within(LOAD, self.snapshot()).await
     }
 
     async fn commit(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {

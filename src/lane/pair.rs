@@ -43,6 +43,8 @@ pub struct Pair {
     needs_fence: AtomicBool,
     /// Repair rows there ever were: a repair changes a node behind the back of whoever copies from it.
     disturbances: AtomicU64,
+    /// The log has no room for more of what the node misses.
+    over_limit: AtomicBool,
     /// What the node misses while it is being copied to; absent when it is not.
     touched: Mutex<Option<Touched>>,
 }
@@ -75,6 +77,15 @@ impl Pair {
             && self.parked() == 0
             && self.stragglers() == 0
             && self.uncertain() == 0
+    }
+
+    /// The log has no room for more of what the node misses.
+    pub fn is_over_limit(&self) -> bool {
+        self.over_limit.load(Ordering::SeqCst) && self.pending() > 0
+    }
+
+    pub fn set_over_limit(&self, over: bool) {
+        self.over_limit.store(over, Ordering::SeqCst);
     }
 
     pub fn recovering(&self) -> bool {
@@ -151,6 +162,7 @@ impl Pair {
     pub fn drained(&self) {
         self.pending.store(0, Ordering::SeqCst);
         self.pending_bytes.store(0, Ordering::SeqCst);
+        self.set_over_limit(false);
     }
 
     /// The lane's rows are all gone: its collection was deleted.
@@ -164,6 +176,7 @@ impl Pair {
         ] {
             count.store(0, Ordering::SeqCst);
         }
+        self.set_over_limit(false);
     }
 
     /// Repair rows there ever were.

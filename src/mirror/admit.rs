@@ -272,9 +272,11 @@ impl Core {
         if source.is_none() || first >= self.first_missed(&Scope::Namespace, node).await? {
             return Ok(());
         }
+        // What it missed is applied before its names are compared.
         let wanted = RepairWanted {
             source,
-            ..RepairWanted::whole(self.log.next_lsn(), RESTARTED)
+            reversible: true,
+            ..RepairWanted::records(Some(vec![]), self.log.next_lsn(), RESTARTED)
         };
         self.replace_rows(&Scope::Namespace, node, wanted, vec![]).await
     }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Core, Scope};
-use crate::cluster::{NodeIndex, write_checkpoint};
+use crate::cluster::NodeIndex;
 use crate::env::within;
 use crate::journal::{Change, Lsn, NodeRecord};
 
 const PAUSE: Duration = Duration::from_secs(1);
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
-const ROTATE_PAUSE: Duration = Duration::from_secs(10);
+/// A side of the intents that is done with is emptied one call after it was left.
+const ROTATE_PAUSE: Duration = Duration::from_secs(20);
 
 impl Core {
     /// Nothing is open between the node and any lane. The cost is that of the lanes that are open (see `admin::state`).
@@ -57,7 +58,7 @@ impl Core {
         {
             return Ok(());
         }
-        let written = within(&self.env, WRITE_LIMIT, write_checkpoint(&*held, mark));
+        let written = within(&self.env, WRITE_LIMIT, member.write_checkpoint_over(&*held, mark));
         written
             .await
             .unwrap_or_else(|| Err("the checkpoint was not written in time".to_owned()))?;
@@ -98,16 +99,15 @@ pub async fn keep_checkpoints(core: Arc<Core>, node: NodeIndex) {
 
 /// Drops intents that no node will ever be compared by, for as long as the process lives.
 pub async fn keep_intents(core: Arc<Core>) {
-    let mut dropped: Lsn = 0;
     loop {
         core.env.sleep(ROTATE_PAUSE).await;
         let covered = core.cluster.nodes().iter().map(|node| node.checkpoint().unwrap_or(0));
-        let covered = covered.min().unwrap_or(0);
-        if covered > dropped && core.log.is_available() {
-            match core.log.journal().rotate_intents(core.log.term(), covered).await {
-                Ok(()) => dropped = covered,
-                Err(error) => tracing::warn!(%error, "Intents could not be dropped."),
-            }
+        // Checkpoints may be beyond a journal that was restored; what it has not recovered stays.
+        let covered = covered.min().unwrap_or(0).min(core.log.stored_low_water());
+        if core.log.is_available()
+            && let Err(error) = core.log.journal().rotate_intents(core.log.term(), covered).await
+        {
+            tracing::warn!(%error, "Intents could not be dropped.");
         }
     }
 }

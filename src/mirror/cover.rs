@@ -247,7 +247,7 @@ impl Core {
         self: &Arc<Self>,
         scope: &Scope,
         affected: Vec<NodeIndex>,
-        changes: Commit,
+        mut changes: Commit,
         entry: Option<Lsn>,
     ) -> bool {
         let settle = move |core: &Self| {
@@ -274,9 +274,15 @@ impl Core {
         let (core, scope) = (self.clone(), scope.clone());
         // Shutdown waits for it: what it writes exists nowhere else.
         self.spawn_job(async move {
+            let mut moot = false;
             loop {
                 core.env.sleep(RETRY_PAUSE).await;
                 match core.log.commit(&changes).await {
+                    // Deleted meanwhile: the lane's rows were removed before this commit brought its own.
+                    Ok(()) if !moot && scope.is_gone() => {
+                        moot = true;
+                        changes.extend(scope.generation().into_iter().flat_map(Change::rows_of));
+                    }
                     Ok(()) => break,
                     // It will never be written. Those who need it are left to repair.
                     Err(JournalError::Conflict(reason)) => {
@@ -341,7 +347,10 @@ impl Core {
                 Change::PutDatabase(record) => self.catalog.put_database(record.clone()),
                 Change::RemoveDatabase { tenant, name } => self.catalog.remove_database(tenant, name),
                 Change::RemoveRepairs(ids) => self.uncount_repairs(|row| ids.contains(&row.id)),
-                Change::RemoveRepairsOf(generation) => self.uncount_repairs(|row| row.generation == Some(*generation)),
+                Change::RemoveRepairsOf(generation) => {
+                    self.uncount_repairs(|row| row.generation == Some(*generation));
+                    self.suspects.lock().retain(|_, row| row.generation != *generation);
+                }
                 Change::ParkRepair { id, reason } => self.mark_repair(*id, Some(reason.clone())),
                 Change::UnparkRepair(id) => self.mark_repair(*id, None),
                 Change::ForgetNodeIds { node } => {

@@ -20,6 +20,7 @@ mod record;
 mod recover;
 mod settle;
 mod suspects;
+mod unprotected;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use fan_out::{Ids, NodeAnswer};
 pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};
 pub use recover::recover;
 pub use suspects::keep_suspects;
+pub use unprotected::{Unprotected, keep_unprotected};
 
 /// What the core is told about how to behave.
 #[derive(Debug, Clone)]
@@ -116,6 +118,11 @@ impl Scope {
         }
     }
 
+    /// Its collection is deleted.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Scope::Collection(collection) if collection.is_deleted())
+    }
+
     pub fn generation(&self) -> Option<Generation> {
         match self {
             Scope::Namespace => None,
@@ -155,6 +162,8 @@ pub struct Core {
     pub suspects: parking_lot::Mutex<BTreeMap<uuid::Uuid, SuspectRow>>,
     /// Lanes with payload rows, by node: where the drain has work. May name some that have none left.
     pub behind: parking_lot::Mutex<BTreeSet<(NodeIndex, Option<Generation>)>>,
+    /// What was written while the journal was away.
+    pub unprotected: Unprotected,
     /// Set by an operator: nothing is drained.
     pub drain_paused: std::sync::atomic::AtomicBool,
     /// What the repair services share.
@@ -232,6 +241,7 @@ impl Core {
             repairs: parking_lot::Mutex::default(),
             suspects: parking_lot::Mutex::default(),
             behind: parking_lot::Mutex::default(),
+            unprotected: Unprotected::default(),
             drain_paused: std::sync::atomic::AtomicBool::new(false),
             repairing: repair::Repairing::default(),
             in_doubt: parking_lot::Mutex::default(),

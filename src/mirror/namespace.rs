@@ -168,7 +168,9 @@ impl Core {
             Ok(holder) => holder?,
             Err(answer) => return Some(answer),
         };
-        let everywhere = holder.facts().node_ids.iter().all(Option::is_some);
+        // One that waits to be copied may not be there, whatever its UUID was.
+        let everywhere =
+            (0..self.cluster.len()).all(|node| holder.node_id(node).is_some() && holder.pairs[node].copies() == 0);
         let refused = holder.generation != collection.generation && !everywhere;
         refused.then(|| Answer::error(409, "ChromaError", format!("Collection [{name}] already exists")))
     }
@@ -294,7 +296,8 @@ impl Core {
         let covered = self.cover(&Scope::Namespace, &decision, &entry, changes, vec![]).await;
         fault::point("names-covered");
         if let Some(stragglers) = stragglers {
-            let rows = if settles_by_itself(&entry.op) {
+            // Of one that nobody has answered yet the drain has to complete the catalog's part.
+            let rows = if settles_by_itself(&entry.op) && decision.reply != Reply::Indefinite {
                 covered.rows
             } else {
                 vec![]
@@ -437,15 +440,20 @@ impl Core {
     }
 
     /// The catalog's part of a delete; rows of the collection's lane have become moot with it.
-    pub(super) fn deletion(&self, collection: &Collection) -> Commit {
+    pub(crate) fn deletion(&self, collection: &Collection) -> Commit {
         let mut record = collection.record();
         record.deleted = true;
         record.updated_at = self.env.wall();
-        vec![
-            Change::RemovePayloadsOf(collection.generation),
-            Change::RemoveRepairsOf(collection.generation),
-            Change::PutCollection(record),
-        ]
+        let rows = Change::rows_of(collection.generation);
+        rows.into_iter().chain([Change::PutCollection(record)]).collect()
+    }
+
+    /// The catalog's part of a rename.
+    pub(crate) fn renaming(&self, collection: &Collection, name: &str) -> Change {
+        let mut record = collection.record();
+        record.name = name.to_owned();
+        record.updated_at = self.env.wall();
+        Change::PutCollection(record)
     }
 
     async fn delete_database(self: &Arc<Self>, tenant: String, name: String) -> Answer {

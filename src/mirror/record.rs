@@ -13,7 +13,7 @@ use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError};
 use crate::env::BoxFuture;
 use crate::fault;
 use crate::journal::{Intent, Lsn};
-use crate::lane::Lane;
+use crate::lane::{Lane, Pair};
 
 impl Core {
     /// Queues a record write in its collection's lane and waits for its answer.
@@ -71,6 +71,14 @@ impl Core {
             let reason = "A node is away and the log does not answer: the write could not be kept for it.";
             return Err(Answer::unavailable(reason));
         }
+        if let Some(refused) = self.refused_without_log() {
+            return Err(refused);
+        }
+        if collection.pairs.iter().any(Pair::is_over_limit) {
+            let reason = "The log holds as much as it may for a node that is away (wal.max_bytes, wal.max_age), and no \
+                          other node could give it a copy of this collection.";
+            return Err(Answer::unavailable(reason));
+        }
         Ok(usable)
     }
 
@@ -92,10 +100,15 @@ impl Core {
                 resolved = Some(ids.len());
                 write.ids = ids;
             }
+            let is_logged = self.log.is_available();
+            if !is_logged {
+                self.unprotected_begin(collection, &write.ids).await?;
+            }
             let lsn = self.log.begin();
-            if !self
-                .log_intent(&scope, lsn, &write.op, Some(&write.ids), &write.body)
-                .await
+            if is_logged
+                && !self
+                    .log_intent(&scope, lsn, &write.op, Some(&write.ids), &write.body)
+                    .await
             {
                 self.log.settle(lsn);
                 // The log has gone away just now; what can be done without it is decided anew.
@@ -141,8 +154,7 @@ impl Core {
         Err(Answer::unavailable("No node took the write."))
     }
 
-    /// Logs what is about to be sent. True without a word where the log is away and all nodes are there: `ready_to_send`
-    /// has decided then that it may be.
+    /// Logs what is about to be sent.
     pub(super) async fn log_intent(
         self: &Arc<Self>,
         scope: &Scope,
@@ -151,9 +163,6 @@ impl Core {
         ids: Option<&[String]>,
         body: &Bytes,
     ) -> bool {
-        if !self.log.is_available() {
-            return true;
-        }
         let intent = Intent {
             lsn,
             generation: scope.generation(),

@@ -181,7 +181,7 @@ impl Core {
         for node in (0..self.cluster.len()).filter(|&node| node != source) {
             let wanted = RepairWanted {
                 source: Some(source),
-                ..RepairWanted::whole(self.log.next_lsn(), "names were changed at the last stop")
+                ..RepairWanted::records(Some(vec![]), self.log.next_lsn(), "names were changed at the last stop")
             };
             changes.push(Change::InsertRepair(self.new_repair(node, None, wanted)));
         }

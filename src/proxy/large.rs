@@ -46,6 +46,7 @@ impl Proxy {
             let Plan::Records { collection, .. } = &ctx.plan else {
                 return self.stream(session, node, response, None).await;
             };
+            self.core.observe_read(collection, node, response.status);
             if !is_error {
                 // The head is passed on with the first piece: until then another node can be asked.
                 match self.next_piece(node, &mut response).await {

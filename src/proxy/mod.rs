@@ -235,6 +235,7 @@ impl ProxyHttp for Proxy {
             return Err(error);
         };
         let mut peer = HttpPeer::new(address, false, String::new());
+        peer.group_key = self.core.cluster.node(node).incarnation();
         peer.options.connection_timeout = Some(Duration::from_secs(2));
         peer.options.total_connection_timeout = Some(Duration::from_secs(2));
         peer.options.read_timeout = Some(self.settings.read_timeout);
@@ -285,6 +286,7 @@ impl ProxyHttp for Proxy {
         let (Plan::Records { collection, .. }, Some(node)) = (&ctx.plan, ctx.node) else {
             return Ok(());
         };
+        self.core.observe_read(collection, node, status);
         if status < 400 {
             return Ok(());
         }

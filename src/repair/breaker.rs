@@ -4,6 +4,7 @@
 //! our own, on it and on another node, and if only it fails them, its copy is rebuilt from there (design.md 9).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
@@ -28,11 +29,22 @@ enum Health {
 }
 
 impl Core {
+    /// What a node answered to a read of this collection.
+    pub fn observe_read(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex, status: u16) {
+        match status {
+            // Not implemented: by no node.
+            501 => {}
+            500.. => self.report_read_failure(collection, node),
+            _ => self.report_read_success(collection, node),
+        }
+    }
+
     /// A node served a read of this collection.
     pub fn report_read_success(&self, collection: &Collection, node: NodeIndex) {
-        let mut broken = self.repairing.broken_reads.lock();
-        if !broken.is_empty() {
+        if self.repairing.any_broken.load(Ordering::Relaxed) {
+            let mut broken = self.repairing.broken_reads.lock();
             broken.remove(&(collection.generation, node));
+            self.repairing.any_broken.store(!broken.is_empty(), Ordering::Relaxed);
         }
     }
 
@@ -42,7 +54,9 @@ impl Core {
             let mut broken = self.repairing.broken_reads.lock();
             let count = broken.entry((collection.generation, node)).or_default();
             *count += 1;
-            if *count != IN_A_ROW {
+            let count = *count;
+            self.repairing.any_broken.store(true, Ordering::Relaxed);
+            if count != IN_A_ROW {
                 return;
             }
         }

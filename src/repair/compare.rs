@@ -309,7 +309,12 @@ mod tests {
             let found = mend(["x"], std::slice::from_ref(&source), &[], Space::Exact);
             assert_eq!(found, Err(Unreadable("x".to_owned())));
             // Equal all the same: nothing has to be written.
-            let equal = mend(["x"], std::slice::from_ref(&source), &[source.clone()], Space::Exact);
+            let equal = mend(
+                ["x"],
+                std::slice::from_ref(&source),
+                std::slice::from_ref(&source),
+                Space::Exact,
+            );
             assert_eq!(equal, Ok(Mend::default()));
         }
     }

@@ -66,6 +66,24 @@ pub(crate) enum Trouble {
     Incurable(String),
 }
 
+/// Reads every record of a collection from a node, vectors too: it could give all of it to another.
+///
+/// # Errors
+/// Why it could not.
+pub(crate) async fn read_everything(
+    core: &Arc<Core>,
+    collection: &Arc<Collection>,
+    node: NodeIndex,
+) -> Result<(), String> {
+    let job = Job {
+        core: core.clone(),
+        collection: collection.clone(),
+        source: node,
+        target: node,
+    };
+    whole::read_through(&job).await.map_err(|trouble| trouble.to_string())
+}
+
 /// Whether all repair rests.
 fn is_paused(core: &Core) -> bool {
     core.drain_paused.load(Ordering::SeqCst) || !core.log.is_available()
@@ -173,8 +191,12 @@ fn lane_work(core: &Core, node: NodeIndex, key: Key, rows: Vec<RepairRow>) -> Op
         return None;
     }
     let (how, rows) = match &scope {
+        _ if reverse::possible(core, &scope, node, &rows) => (How::Reverse, rows),
         Scope::Namespace => {
             let rows: Vec<_> = rows.into_iter().filter(|row| row.parked.is_none()).collect();
+            if pair.copies() == 0 && pair.pending() > LEFT_TO_DRAIN {
+                return None;
+            }
             let (source, rows) = choose(core, node, &core.namespace_nodes(), &rows)?;
             (How::Namespace(source), rows)
         }
@@ -182,11 +204,7 @@ fn lane_work(core: &Core, node: NodeIndex, key: Key, rows: Vec<RepairRow>) -> Op
             if collection.is_deleted() {
                 return None;
             }
-            if reverse::possible(core, collection, node, &rows) {
-                (How::Reverse, rows)
-            } else {
-                collection_work(core, node, collection, rows)?
-            }
+            collection_work(core, node, collection, rows)?
         }
     };
     Some(Work { key, scope, rows, how })
@@ -245,11 +263,11 @@ fn is_void(core: &Core, row: &RepairRow, named: NodeIndex) -> bool {
 }
 
 async fn carry_out(core: &Arc<Core>, node: NodeIndex, work: &Work, claim: &mut Option<Claim>) -> Result<(), Trouble> {
-    let Scope::Collection(collection) = &work.scope else {
-        let How::Namespace(source) = work.how else {
-            return Ok(());
-        };
-        return names::run(core, source, node, &work.rows).await;
+    let collection = match (&work.scope, work.how) {
+        (scope, How::Reverse) => return reverse::run(core, scope, node).await,
+        (Scope::Namespace, How::Namespace(source)) => return names::run(core, source, node, &work.rows).await,
+        (Scope::Namespace, _) => return Ok(()),
+        (Scope::Collection(collection), _) => collection,
     };
     let job = |source| Job {
         core: core.clone(),
@@ -267,8 +285,7 @@ async fn carry_out(core: &Arc<Core>, node: NodeIndex, work: &Work, claim: &mut O
         }
         How::Verify(source) => verify::run(&job(source), &work.rows, claim).await,
         How::Whole(source) => whole::run(&job(source), &work.rows).await,
-        How::Reverse => reverse::run(core, collection, node).await,
-        How::Namespace(_) => Ok(()),
+        How::Reverse | How::Namespace(_) => Ok(()),
     }
 }
 

@@ -16,12 +16,16 @@ use super::compare::mend_metadata;
 use super::read::{Object, describe};
 use super::{Trouble, still_open};
 use crate::catalog::Collection;
-use crate::chroma::{CollectionObject, OWN_TENANT, Op, node_path, parse_names};
+use crate::chroma::{CollectionObject, Generation, OWN_TENANT, Op, node_path, parse_names};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::drain::drain_rest;
 use crate::journal::{Change, Commit, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
 
 type Place = (String, String);
+
+/// Collections that a node may have been asked to create, by place and name: of such a row the answer may be missing.
+type Created = BTreeMap<(String, String, String), Generation>;
 
 /// Payload rows of the namespace that are looked through for tenants before they are dropped.
 const ROWS: usize = 10_000;
@@ -147,25 +151,34 @@ pub(super) async fn run(
         return Err(Trouble::Wait("no canary write returns".to_owned()));
     }
     pair.fenced();
-    let mut changes: Commit = vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())];
-    for (tenant, database) in places(core, source, target).await? {
-        changes.extend(level_database(core, source, target, &tenant, &database).await?);
+    // What the node missed is applied first, unless it is another server now, or cannot apply it.
+    let in_place = open.iter().all(|row| !row.kind.holds_rows());
+    if in_place && !drain_rest(core, target, &Scope::Namespace).await {
+        return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
     }
-    changes.push(Change::RemoveBacklog {
-        node: core.cluster.node(target).name.clone(),
-        generation: None,
-        upto: core.log.next_lsn(),
-    });
-    pair.remove_parked(pair.parked());
-    pair.drained();
-    core.behind.lock().remove(&(target, None));
+    let mut changes: Commit = vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())];
+    let (places, created) = places(core, source, target).await?;
+    for (tenant, database) in places {
+        changes.extend(level_database(core, source, target, &tenant, &database, &created).await?);
+    }
+    if !in_place {
+        changes.push(Change::RemoveBacklog {
+            node: core.cluster.node(target).name.clone(),
+            generation: None,
+            upto: core.log.next_lsn(),
+        });
+        pair.remove_parked(pair.parked());
+        pair.drained();
+        core.behind.lock().remove(&(target, None));
+    }
     core.commit_or_retry(&Scope::Namespace, vec![target], changes).await;
     tracing::info!(node = core.cluster.node(target).name, "The namespace was made equal.");
     Ok(())
 }
 
 /// Tenants and databases that either node may have.
-async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Result<BTreeSet<Place>, Trouble> {
+async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Result<(BTreeSet<Place>, Created), Trouble> {
+    let mut created = Created::new();
     let mut places: BTreeSet<Place> = core.catalog.known_databases().into_iter().collect();
     let mut tenants: BTreeSet<String> = core.settings.tenants.iter().cloned().collect();
     tenants.extend(places.iter().map(|(tenant, _)| tenant.clone()));
@@ -180,6 +193,12 @@ async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Resul
                 tenants.insert(tenant.clone());
                 places.insert((tenant, name));
             }
+            Op::CreateCollection {
+                tenant,
+                database,
+                name,
+                generation,
+            } => drop(created.insert((tenant, database, name), generation)),
             Op::Other { method, path, .. } => {
                 tracing::warn!(
                     node = name,
@@ -202,7 +221,7 @@ async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Resul
         }
     }
     places.retain(|(tenant, _)| tenant != OWN_TENANT);
-    Ok(places)
+    Ok((places, created))
 }
 
 async fn list(core: &Arc<Core>, node: NodeIndex, tenant: &str, database: &str) -> Result<Vec<Object>, Trouble> {
@@ -230,6 +249,7 @@ async fn level_database(
     target: NodeIndex,
     tenant: &str,
     database: &str,
+    created: &Created,
 ) -> Result<Commit, Trouble> {
     let path = || node_path::database(tenant, database);
     let on_source = exists(core, source, path()).await?;
@@ -241,10 +261,14 @@ async fn level_database(
         true => list(core, target, tenant, database).await?,
         false => vec![],
     };
-    // What belongs to a deleted generation goes.
+    // What belongs to a deleted generation goes, also when the node's answer to its creation is missing.
     let mut kept = vec![];
     for object in there.drain(..) {
-        match core.catalog.by_id(object.id) {
+        let owner = core.catalog.by_id(object.id).or_else(|| {
+            let key = (tenant.to_owned(), database.to_owned(), object.name.clone());
+            core.catalog.by_generation(*created.get(&key)?)
+        });
+        match owner {
             Some(owner) if owner.is_deleted() => {
                 let path = node_path::by_name(tenant, database, &object.name);
                 change(core, target, NodeRequest::new(Method::DELETE, path, None), 404).await?;

@@ -2,12 +2,12 @@
 //! ever acked (schedule S34).
 //!
 //! Such rows are about records whose outcome nobody knows: neither value was acked, so either will do, as long as both
-//! nodes end with the same. A value that a client has read already may vanish.
+//! nodes end with the same. A value that a client has read already may vanish. The same goes for names that are only
+//! compared because the node was away; names or collections that a node lacks are never turned around.
 
 use std::sync::Arc;
 
 use super::{Trouble, is_void};
-use crate::catalog::Collection;
 use crate::cluster::NodeIndex;
 use crate::journal::{Change, Commit, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
@@ -27,33 +27,41 @@ fn source(core: &Core, rows: &[RepairRow]) -> Option<NodeIndex> {
 }
 
 /// Whether the rows of a node, all of them, can be turned around: nobody can serve, and their source is down.
-pub(super) fn possible(core: &Core, collection: &Collection, node: NodeIndex, rows: &[RepairRow]) -> bool {
-    let pair = &collection.pairs[node];
+pub(super) fn possible(core: &Core, scope: &Scope, node: NodeIndex, rows: &[RepairRow]) -> bool {
+    let pair = &scope.pairs(core)[node];
+    let (unserved, mapped) = match scope {
+        Scope::Namespace => (core.namespace_nodes().is_empty(), true),
+        Scope::Collection(collection) => (
+            core.usable(collection).is_empty(),
+            collection.node_id(node).is_some() && !collection.is_deleted(),
+        ),
+    };
     source(core, rows).is_some_and(|source| source != node && !core.cluster.node(source).is_up())
         && core.cluster.node(node).is_up()
-        && core.usable(collection).is_empty()
-        && collection.node_id(node).is_some()
+        && unserved
+        && mapped
         && pair.parked() == 0
         && pair.stragglers() == 0
         && pair.uncertain() == 0
 }
 
-pub(super) async fn run(core: &Arc<Core>, collection: &Arc<Collection>, node: NodeIndex) -> Result<(), Trouble> {
-    let scope = Scope::Collection(collection.clone());
-    let _alone = core.exclusive(collection).await;
+pub(super) async fn run(core: &Arc<Core>, scope: &Scope, node: NodeIndex) -> Result<(), Trouble> {
+    let _alone = core.exclusive_of(scope).await;
     let name = &core.cluster.node(node).name;
     let rows: Vec<RepairRow> = core
         .repairs
         .lock()
         .iter()
-        .filter(|row| row.generation == Some(collection.generation) && row.node == *name)
+        .filter(|row| row.generation == scope.generation() && row.node == *name)
         .cloned()
         .collect();
-    let (true, Some(source)) = (possible(core, collection, node, &rows), source(core, &rows)) else {
+    let (true, Some(source)) = (possible(core, scope, node, &rows), source(core, &rows)) else {
         return Ok(());
     };
     // It is going to serve: what it hides comes to light now (S15).
-    if !core.flush(collection, node).await {
+    if let Scope::Collection(collection) = scope
+        && !core.flush(collection, node).await
+    {
         return Err(Trouble::Wait("a write that makes everything visible failed".to_owned()));
     }
     if core.cluster.node(source).is_up() {
@@ -69,12 +77,12 @@ pub(super) async fn run(core: &Arc<Core>, collection: &Arc<Collection>, node: No
             lsn: row.lsn,
             reason: format!("turned around: {}", row.reason),
         };
-        changes.push(core.repair_row(&scope, source, wanted));
+        changes.push(core.repair_row(scope, source, wanted));
     }
     tracing::warn!(
         node = name,
         "The source of a repair is down: the repair is turned around."
     );
-    core.commit_or_retry(&scope, vec![node, source], changes).await;
+    core.commit_or_retry(scope, vec![node, source], changes).await;
     Ok(())
 }

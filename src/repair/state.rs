@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -50,6 +51,8 @@ pub struct Repairing {
     failures: Mutex<BTreeMap<(NodeIndex, Key), Failure>>,
     /// Reads in a row that a node alone failed.
     pub(super) broken_reads: Mutex<BTreeMap<(Generation, NodeIndex), u32>>,
+    /// There may be some; so that a healthy read costs no lock.
+    pub(super) any_broken: AtomicBool,
     reports: Mutex<BTreeMap<Uuid, Report>>,
     /// Until when all that may be read has been read.
     paced_until: Mutex<Duration>,

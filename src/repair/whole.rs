@@ -91,7 +91,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
 }
 
 /// Reads everything that the source has.
-async fn read_through(job: &Job) -> Result<(), Trouble> {
+pub(super) async fn read_through(job: &Job) -> Result<(), Trouble> {
     let core = &job.core;
     let most = core.settings.repair_records;
     let ids = read::ids(core, &job.collection, job.from()?).await?;

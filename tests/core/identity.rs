@@ -44,8 +44,11 @@ fn checkpoint(journal: &FakeJournal, node: &str) -> Lsn {
     journal.node(node).expect("it is remembered").checkpoint
 }
 
-/// Node, kind, ids and source of all repair rows, without those of the namespace.
-fn repairs(stage: &Stage) -> Vec<(String, RepairKind, Option<Vec<String>>, Option<String>)> {
+/// Node, kind, ids and source.
+type Row = (String, RepairKind, Option<Vec<String>>, Option<String>);
+
+/// All repair rows but those of the namespace.
+fn repairs(stage: &Stage) -> Vec<Row> {
     let rows = stage.journal.repairs().into_iter();
     let rows = rows.filter(|row| row.generation.is_some());
     rows.map(|row| (row.node, row.kind, row.ids, row.source)).collect()
@@ -58,11 +61,11 @@ fn names(stage: &Stage) -> Vec<String> {
         .collect()
 }
 
-fn whole(node: &str) -> (String, RepairKind, Option<Vec<String>>, Option<String>) {
+fn whole(node: &str) -> Row {
     (node.to_owned(), RepairKind::Whole, None, None)
 }
 
-fn records(node: &str, ids: &[&str], source: &str) -> (String, RepairKind, Option<Vec<String>>, Option<String>) {
+fn records(node: &str, ids: &[&str], source: &str) -> Row {
     let ids = ids.iter().map(|id| (*id).to_owned()).collect();
     (node.to_owned(), RepairKind::Records, Some(ids), Some(source.to_owned()))
 }
@@ -402,14 +405,18 @@ async fn a_checkpoint_covers_what_the_node_has_and_nothing_else() {
     assert!(both.iter().all(|&at| at < lsn && at >= lsn - 5), "{both:?} at {lsn}");
     stage.down(B);
     ok(&stage, "x", 2).await;
-    seconds(15).await;
+    seconds(90).await;
     assert!(checkpoint(&stage.journal, "a") > lsn);
     assert_eq!(checkpoint(&stage.journal, "b"), both[B], "it lacks something");
     let intents = stage.core.log.journal().intents(0, 10).await.expect("the fake journal");
     assert_eq!(intents.len(), 1, "what both have is dropped: {intents:?}");
+    stage.pause_drain(true);
     stage.up(B).await;
+    seconds(90).await;
+    assert_eq!(checkpoint(&stage.journal, "b"), both[B], "it is up, and still lacks it");
+    stage.pause_drain(false);
     stage.drained().await;
-    seconds(15).await;
+    seconds(90).await;
     let both = ["a", "b"].map(|node| checkpoint(&stage.journal, node));
     assert!(both.iter().all(|&at| at > lsn), "{both:?} at {lsn}");
     let intents = stage.core.log.journal().intents(0, 10).await.expect("the fake journal");

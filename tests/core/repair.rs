@@ -423,9 +423,9 @@ async fn a_rebuild_begins_when_the_source_can_give_everything() {
 async fn a_node_that_alone_fails_its_reads_is_rebuilt() {
     for heal in [Heal::Auto, Heal::Manual] {
         let stage = Stage::with(8, |settings| settings.heal = heal).await;
+        stage.heal();
         let c = stage.create("c").await;
         stage.upsert(&c, "x", 1).await;
-        stage.heal();
         for _ in 0..2 {
             stage.core.report_read_failure(&c, B);
         }

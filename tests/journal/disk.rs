@@ -38,9 +38,9 @@ fn limit_files(bytes: Option<u64>) {
     }
 }
 
-/// A row that does not compress.
-fn row(lsn: Lsn) -> PayloadRow {
-    let noise: Vec<u8> = (0..1000).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+/// A row that does not compress, of so many times 16 bytes.
+fn row(lsn: Lsn, size: usize) -> PayloadRow {
+    let noise: Vec<u8> = (0..size).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
     PayloadRow {
         body: Bytes::from(noise),
         ..payload("a", Some(1), lsn)
@@ -58,7 +58,7 @@ async fn writes_to_a_full_disk() {
     let (mut written, mut refused, mut uncertain) = (vec![], vec![], Commit::new());
     limit_files(Some(room));
     for lsn in (first_lsn(term)..).take(3000) {
-        let change = Change::InsertPayload(row(lsn));
+        let change = Change::InsertPayload(row(lsn, 1000));
         match journal.commit(term, &vec![change.clone()]).await {
             Ok(()) => written.push(lsn),
             Err(JournalError::Refused(_)) => refused.push(lsn),
@@ -69,6 +69,13 @@ async fn writes_to_a_full_disk() {
             break;
         }
     }
+    // More than SQLite keeps in memory until COMMIT: nothing is in doubt.
+    let large = first_lsn(term) - 1;
+    let error = journal
+        .commit(term, &vec![Change::InsertPayload(row(large, 1_000_000))])
+        .await;
+    assert!(matches!(error, Err(JournalError::Refused(_))), "{error:?}");
+    refused.push(large);
     assert!(written.len() > 5, "there was room at first");
     assert!(refused.len() + uncertain.len() >= 10, "the disk was full");
     let found = async || {

@@ -250,7 +250,7 @@ impl Client {
         if let Some(id) = id {
             self.shared.known.lock().insert(name.clone(), id);
         }
-        self.named(sent, fate, NameEffect::Create(name, id));
+        self.named(sent, &called, NameEffect::Create(name, id));
     }
 
     async fn delete(&mut self, proxy: &Proxy, name: String) {
@@ -261,7 +261,7 @@ impl Client {
             name: name.clone(),
         };
         let called = self.namespace(proxy, write, String::new()).await;
-        self.named(sent, fate_of(&called), NameEffect::Delete(name));
+        self.named(sent, &called, NameEffect::Delete(name));
     }
 
     async fn rename(&mut self, proxy: &Proxy, name: String) {
@@ -279,7 +279,7 @@ impl Client {
             new_name: Some(new.clone()),
         };
         let called = self.namespace(proxy, write, json!({"new_name": new}).to_string()).await;
-        self.named(sent, fate_of(&called), NameEffect::Rename(id, new));
+        self.named(sent, &called, NameEffect::Rename(id, new));
     }
 
     async fn namespace(&mut self, proxy: &Proxy, write: NamespaceWrite, body: String) -> Called<Answer> {
@@ -289,7 +289,12 @@ impl Client {
         called.await
     }
 
-    fn named(&self, sent: u64, fate: Fate, effect: NameEffect) {
+    fn named(&self, sent: u64, called: &Called<Answer>, effect: NameEffect) {
+        // What one node refused and the other did may stay: what is found on a node is kept rather than deleted.
+        let fate = match called {
+            Called::Answered(answer) if answer.status == 400 => Fate::Unknown,
+            called => fate_of(called),
+        };
         let answered = self.shared.world.tick();
         self.shared
             .world

@@ -1,6 +1,7 @@
 //! The fake journal under weather: its tables outlive the proxy, and a commit that is under way when the proxy is killed
 //! is written or not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +38,13 @@ impl SimJournal {
         let word = if down { "away" } else { "back" };
         self.world.say("journal", || word.to_owned());
         self.tables.set_down(down);
+    }
+
+    /// As they are remembered, by node.
+    pub async fn checkpoints(&self) -> BTreeMap<String, Lsn> {
+        let tables = self.tables.load().await.unwrap_or_default();
+        let nodes = tables.nodes.into_iter();
+        nodes.map(|record| (record.node, record.checkpoint)).collect()
     }
 
     fn below(&self, bound: u64) -> u64 {

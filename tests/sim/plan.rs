@@ -44,6 +44,10 @@ pub type Weather<F> = Vec<(F, u64)>;
 pub enum Event {
     /// kill -9 of a node, and its start after so many milliseconds.
     Kill { node: usize, down: u64 },
+    /// The same, and its folder is empty then. Not while the other node does not hold everything: that would be a loss.
+    Wipe { node: usize, down: u64 },
+    /// The same, and its folder is as it was when the last phase ended.
+    Restore { node: usize, down: u64 },
     /// SIGSTOP and SIGCONT.
     Stop { node: usize, held: u64 },
     /// The journal answers nothing for so long.
@@ -74,20 +78,6 @@ pub struct Plan {
     pub phases: Vec<Phase>,
 }
 
-/// Which parts of Diptych the run may rely on: those that are not there yet leave their faults out.
-#[derive(Debug, Clone, Copy)]
-pub struct Reach {
-    /// The proxy may be killed: what was under way is found out by its successor.
-    pub recovery: bool,
-    /// What needs a repair row may happen: somebody carries it out.
-    pub repair: bool,
-}
-
-pub const REACH: Reach = Reach {
-    recovery: false,
-    repair: false,
-};
-
 impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x9_1a7e);
@@ -110,25 +100,32 @@ impl Plan {
 impl Phase {
     fn draw(rng: &mut Rng) -> Self {
         let mut nodes = [vec![], vec![]];
-        // Without repair only what the log alone can mend: one node at a time, and no refusals.
-        let first = rng.below(2) as usize;
-        let faulty = match rng.below(4) {
+        let faulty = match rng.below(5) {
             0 => vec![],
-            1 if REACH.repair => vec![0, 1],
-            _ => vec![first],
+            1 => vec![0, 1],
+            _ => vec![rng.below(2) as usize],
         };
         for node in faulty {
             nodes[node] = draw_weather(rng, &NODE_FAULTS, &[10, 40, 150]);
-            if !REACH.repair {
-                nodes[node].retain(|(fault, _)| !matches!(fault, NodeFault::Refused));
-            }
         }
         let journal = match rng.below(3) {
             0 => draw_weather(rng, &JOURNAL_FAULTS, &[10, 50, 150]),
             _ => vec![],
         };
-        let events = (0..rng.below(5)).filter_map(|_| draw_event(rng, first)).collect();
-        Self { nodes, journal, events }
+        let events = (0..rng.below(5)).map(|_| draw_event(rng)).collect();
+        let mut phase = Self { nodes, journal, events };
+        phase.spare_the_unprotected();
+        phase
+    }
+
+    /// What is written while the journal is away is protected by memory alone (schedule S19): no crash then.
+    fn spare_the_unprotected(&mut self) {
+        let crash = |(_, event): &(u64, Event)| matches!(event, Event::Crash { .. });
+        if self.events.iter().any(crash) {
+            self.journal.retain(|(fault, _)| *fault == JournalFault::Slow);
+            self.events
+                .retain(|(_, event)| !matches!(event, Event::JournalAway { .. }));
+        }
     }
 }
 
@@ -165,31 +162,26 @@ fn draw_weather<F: Copy>(rng: &mut Rng, all: &[F], strengths: &[u64]) -> Weather
         .collect()
 }
 
-fn draw_event(rng: &mut Rng, first: usize) -> Option<(u64, Event)> {
-    let at = rng.below(4000);
-    let either = if REACH.repair { rng.below(2) as usize } else { first };
-    let short_or_long = [200, 3000, 20_000][rng.below(3) as usize];
-    let span = 1 + rng.below(short_or_long);
-    let event = match rng.below(10) {
-        0..=2 => Event::Kill {
-            node: either,
-            down: span,
-        },
-        3 => Event::Stop {
-            node: either,
-            held: span,
-        },
+fn draw_event(rng: &mut Rng) -> (u64, Event) {
+    let longest = [200, 4000][rng.below(2) as usize];
+    let at = rng.below(longest);
+    let node = rng.below(2) as usize;
+    let longest = [200, 3000, 20_000][rng.below(3) as usize];
+    let span = 1 + rng.below(longest);
+    let event = match rng.below(12) {
+        0..=2 => Event::Kill { node, down: span },
+        3 => Event::Stop { node, held: span },
         4 => Event::JournalAway { down: span },
+        5 => Event::Wipe { node, down: span },
+        6 => Event::Restore { node, down: span },
         _ => {
-            let within = [30, 300, 3000][rng.below(3) as usize];
-            Event::Crash {
-                steps: 1 + rng.below(within),
-                down: [0, 1, span][rng.below(3) as usize],
-            }
+            let most = [30, 300, 3000][rng.below(3) as usize];
+            let steps = 1 + rng.below(most);
+            let down = [0, 1, span][rng.below(3) as usize];
+            Event::Crash { steps, down }
         }
     };
-    let possible = REACH.recovery || !matches!(event, Event::Crash { .. });
-    possible.then_some((at, event))
+    (at, event)
 }
 
 pub fn milliseconds(count: u64) -> Duration {

@@ -10,6 +10,7 @@ use diptych::drain::drain_node;
 use diptych::env::{SharedEnv, within};
 use diptych::journal::Log;
 use diptych::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, recover};
+use diptych::repair::repair_node;
 use tokio::sync::oneshot;
 
 use crate::fakes::TENANT;
@@ -74,6 +75,7 @@ async fn boot(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
     let core = load(life, nodes, journal).await;
     for index in 0..nodes.len() {
         core.env.spawn(Box::pin(drain_node(core.clone(), index)));
+        core.env.spawn(Box::pin(repair_node(core.clone(), index)));
         core.env.spawn(Box::pin(keep_checkpoints(core.clone(), index)));
         core.env.spawn(Box::pin(watch_node(core.clone(), index)));
     }

@@ -2,26 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diptych::catalog::Collection;
+use diptych::journal::Lsn;
 use diptych::lane::Pair;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::client::{Client, Clients};
-use crate::fakes::chroma::Contents;
+use crate::fakes::chroma::{Chroma, Contents, State as NodeState};
 use crate::fakes::{DATABASE, Rng, TENANT};
 use crate::history::{self, History, Names, State, Who};
 use crate::journal::SimJournal;
 use crate::node::SimNode;
-use crate::plan::{Event, Phase, Plan, REACH, milliseconds};
+use crate::plan::{Event, Phase, Plan, milliseconds};
 use crate::proxy::{Proxy, start};
 use crate::world::{Life, World};
 
 /// When all is well again, so long after the last fault everything is equal and no row is left.
-const HEALED_IN: Duration = Duration::from_secs(2 * 3600);
+const HEALED_IN: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(250);
 /// Nothing may come to light in this time.
 const QUIET: Duration = Duration::from_secs(90);
@@ -79,7 +80,15 @@ struct Stage {
     /// How long the proxy stays away when it was killed, in milliseconds.
     away: watch::Sender<u64>,
     clients: Arc<Clients>,
+    copies: parking_lot::Mutex<Option<Copies>>,
+    /// The node that lost data since all was at rest.
+    lost: AtomicUsize,
 }
+
+const NOBODY: usize = usize::MAX;
+
+/// The nodes' folders, and the checkpoints that were remembered then.
+type Copies = ([Chroma; 2], BTreeMap<String, Lsn>);
 
 /// What is there after a phase: names, and records by collection and id.
 #[derive(Default)]
@@ -118,6 +127,8 @@ impl Stage {
             proxy,
             away,
             clients,
+            copies: parking_lot::Mutex::default(),
+            lost: AtomicUsize::new(NOBODY),
         }
     }
 
@@ -127,9 +138,6 @@ impl Stage {
             self.world.say("nemesis", || format!("phase {number}"));
             self.trouble(plan, phase, number as u64).await;
             self.heal();
-            if !REACH.repair && self.needs_repair().await {
-                return Ok(());
-            }
             self.until_at_rest().await?;
             tokio::time::sleep(QUIET).await;
             if let Some(open) = self.open_matters() {
@@ -139,6 +147,8 @@ impl Stage {
                 ));
             }
             base = self.check(&base)?;
+            self.keep_copies().await;
+            self.lost.store(NOBODY, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -162,7 +172,7 @@ impl Stage {
         for (at, event) in events {
             let wait = (begin + milliseconds(at)).saturating_sub(self.world.now());
             tokio::time::sleep(wait).await;
-            pending.extend(self.cause(event));
+            pending.extend(self.cause(event).await);
         }
         for client in clients {
             if let Err(error) = client.await {
@@ -174,19 +184,62 @@ impl Stage {
         }
     }
 
+    /// Of what the nodes hold, and of the checkpoints that are remembered.
+    async fn keep_copies(&self) {
+        let remembered = self.journal.checkpoints().await;
+        let folders = [0, 1].map(|node| self.nodes[node].snapshot());
+        *self.copies.lock() = Some((folders, remembered));
+    }
+
+    /// Whether the data of this node can be lost: the other one holds everything, alone or together with its log, and
+    /// nothing is under way that is known to the one alone.
+    fn may_lose(&self, node: usize) -> bool {
+        let Some(proxy) = self.proxy.borrow().clone() else {
+            return false;
+        };
+        let core = &proxy.core;
+        let other = 1 - node;
+        if self.lost.load(Ordering::Relaxed) == other {
+            return false;
+        }
+        let complete = |pair: &Pair| pair.completes_by_drain() && pair.uncertain() == 0 && !pair.recovering();
+        let all = core.catalog.all();
+        !proxy.life.is_over()
+            && core.recovering() == 0
+            && self.journal.tables.repairs().is_empty()
+            && complete(&core.namespace.pairs[other])
+            && all
+                .iter()
+                .filter(|one| !one.is_deleted())
+                .all(|one| complete(&one.pairs[other]) && one.node_id(other).is_some())
+    }
+
     /// Lets an event happen; what it undoes later is awaited by the caller.
-    fn cause(&self, event: Event) -> Option<tokio::task::JoinHandle<()>> {
+    async fn cause(&self, event: Event) -> Option<tokio::task::JoinHandle<()>> {
         self.world.say("nemesis", || format!("{event:?}"));
         match event {
-            Event::Kill { node, down } => {
-                let node = self.nodes[node].clone();
-                if node.is_down() {
+            Event::Kill { node, down } | Event::Wipe { node, down } | Event::Restore { node, down } => {
+                let losing = !matches!(event, Event::Kill { .. });
+                if self.nodes[node].is_down() || (losing && !self.may_lose(node)) {
                     return None;
                 }
-                node.kill();
+                let copy = match event {
+                    Event::Restore { .. } => Some(self.copy_of(node).await?),
+                    _ => None,
+                };
+                let other = self.nodes[node].clone();
+                other.kill();
+                if losing {
+                    self.lost.store(node, Ordering::Relaxed);
+                }
+                match (event, copy) {
+                    (Event::Wipe { .. }, _) => other.wipe(),
+                    (_, Some(copy)) => other.restore(copy),
+                    _ => {}
+                }
                 Some(tokio::spawn(async move {
                     tokio::time::sleep(milliseconds(down)).await;
-                    node.start();
+                    other.start();
                 }))
             }
             Event::Stop { node, held } => {
@@ -213,18 +266,23 @@ impl Stage {
         }
     }
 
+    /// A copy of a node that is older than what is remembered of it: a younger one is not known for what it is when the
+    /// proxy dies as well (schedule S38, design.md 9).
+    async fn copy_of(&self, node: usize) -> Option<Chroma> {
+        let (folders, then) = self.copies.lock().clone()?;
+        let now = self.journal.checkpoints().await;
+        let name = self.nodes[node].name;
+        let older = now.get(name).copied() > then.get(name).copied();
+        (older && self.may_lose(node) && !self.nodes[node].is_down()).then(|| folders[node].clone())
+    }
+
     fn heal(&self) {
         self.world.say("nemesis", || "all is well again".to_owned());
         for node in &self.nodes {
             node.set_weather(vec![]);
         }
         self.journal.set_weather(vec![]);
-    }
-
-    /// Nobody carries repair rows out yet: the run ends here.
-    async fn needs_repair(&self) -> bool {
-        tokio::time::sleep(QUIET).await;
-        !self.journal.tables.repairs().is_empty()
+        self.world.crash_no_more();
     }
 
     async fn until_at_rest(&self) -> Result<(), String> {
@@ -270,7 +328,7 @@ impl Stage {
             return Some("the last stop is not recovered from".to_owned());
         }
         let suspects = core.suspects.lock();
-        if REACH.repair && !suspects.is_empty() {
+        if !suspects.is_empty() {
             return Some(format!("suspects: {suspects:?}"));
         }
         if self.nodes.iter().any(|node| node.has_late()) {
@@ -324,7 +382,7 @@ impl Stage {
     /// Both nodes hold the same, also when what they have not applied yet comes to light.
     fn check_equal(&self) -> Result<(), String> {
         for step in ["", ", after what was hidden came to light"] {
-            let [a, b] = [0, 1].map(|node| self.nodes[node].state());
+            let [a, b] = [0, 1].map(|node| in_order(self.nodes[node].state()));
             if a != b {
                 return Err(format!("the nodes differ{step}\n  a: {a:?}\n  b: {b:?}"));
             }
@@ -350,6 +408,13 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Records by id: a repair may change their order.
+fn in_order(mut state: NodeState) -> NodeState {
+    let collections = state.values_mut().flat_map(BTreeMap::values_mut);
+    collections.for_each(|contents| contents.records.sort_by(|one, other| one.id.cmp(&other.id)));
+    state
 }
 
 /// Starts the proxy whenever it is not there.

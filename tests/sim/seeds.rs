@@ -190,9 +190,6 @@ fn search() {
 /// A short run again and again, the proxy killed one step later each time.
 #[test]
 fn a_crash_at_every_step() {
-    if !crate::plan::REACH.recovery {
-        return;
-    }
     let mut plan = Plan::of(7);
     plan.phases.truncate(1);
     (plan.clients, plan.operations, plan.namespace, plan.shuffle) = (2, 4, 300, 0);

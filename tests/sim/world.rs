@@ -64,6 +64,11 @@ impl World {
         self.crash_at.store(self.steps() + steps.max(1), Ordering::Relaxed);
     }
 
+    /// What was to kill the proxy does not.
+    pub fn crash_no_more(&self) {
+        self.crash_at.store(0, Ordering::Relaxed);
+    }
+
     /// One more instant of the clients' clock: invocations and completions are ordered by it.
     pub fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)

@@ -84,6 +84,11 @@ impl ChromaNode {
         .await
     }
 
+    /// Where the node keeps its data.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn kill9(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill9();
@@ -96,6 +101,20 @@ impl ChromaNode {
 
     pub fn sigcont(&mut self) {
         self.process.as_mut().expect("a running node").signal(libc::SIGCONT);
+    }
+
+    /// A copy of everything the node stored. The node must be down.
+    pub fn backup(&self) -> PathBuf {
+        assert!(self.process.is_none(), "copy a node that is down");
+        let copy = self.dir.with_extension("backup");
+        copy_folder(&self.dir, &copy);
+        copy
+    }
+
+    /// Puts such a copy in the place of what the node stored. The node must be down.
+    pub fn restore(&mut self, backup: &Path) {
+        self.wipe();
+        copy_folder(backup, &self.dir);
     }
 
     /// Removes everything the node stored. The node must be down.
@@ -124,6 +143,18 @@ impl ChromaNode {
         command.args(["--host", &self.host, "--port", &self.port.to_string()]);
         command.current_dir(&self.dir);
         command
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a file");
+        }
     }
 }
 

@@ -70,6 +70,11 @@ impl Diptych {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// What the process logged, over all its starts.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// A client of the proxy port with a pool of connections.
     pub fn api(&self) -> Api {
         Api::pooled(&self.url())

@@ -1,0 +1,264 @@
+//! Nodes are made equal again: an empty one, a wiped one, one with a broken index, one that was tampered with.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::api::Api;
+use crate::harness::chroma::ChromaNode;
+use crate::harness::cluster::{Options, Side};
+use crate::harness::compare::{DEFAULT, compare_nodes};
+use crate::harness::data::{Batch, Rng};
+use crate::harness::load::Load;
+use crate::harness::{Stage, eventually, scenarios};
+
+scenarios! {
+    an_empty_replica_fills_itself_beside_a_full_primary: sqlite;
+    a_wiped_node_is_filled_again_under_load: sqlite;
+    a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt: sqlite;
+}
+
+/// Records with everything that a copy could lose (chroma-facts.md 12).
+fn odd_records(dimension: usize) -> Value {
+    let long = "x".repeat(5000);
+    let odd: Vec<(&str, Value, Value, Value)> = vec![
+        ("plain", json!({"k": "v"}), json!("text"), json!("file:///x")),
+        ("nothing", Value::Null, Value::Null, Value::Null),
+        ("empty-strings", json!({"k": ""}), json!(""), json!("")),
+        ("uri-only", Value::Null, Value::Null, json!("u")),
+        ("document-only", Value::Null, json!("d"), Value::Null),
+        (
+            "ünïcode-🦀",
+            json!({"schlüssel": "wért 🦀"}),
+            json!("日本語 \u{202e}"),
+            Value::Null,
+        ),
+        ("with/slash?and#more%41", json!({"a/b": 1}), Value::Null, Value::Null),
+        ("quotes\"\\", json!({"q\"": "\"\\"}), json!("\"\\\n\t"), Value::Null),
+        ("nul\u{0}inside", json!({"n": "a\u{0}b"}), json!("a\u{0}b"), Value::Null),
+        (&long, json!({"long": long.clone()}), Value::Null, Value::Null),
+        ("i64-min", json!({"n": i64::MIN}), Value::Null, Value::Null),
+        ("i64-max", json!({"n": i64::MAX}), Value::Null, Value::Null),
+        ("u64-max", json!({"n": u64::MAX}), Value::Null, Value::Null),
+        ("float-one", json!({"n": 1.0}), Value::Null, Value::Null),
+        ("int-one", json!({"n": 1}), Value::Null, Value::Null),
+        ("negative-zero", json!({"n": -0.0}), Value::Null, Value::Null),
+        ("tiny", json!({"n": 5e-324}), Value::Null, Value::Null),
+        (
+            "huge",
+            json!({"n": 1.797_693_134_862_315_7e308}),
+            Value::Null,
+            Value::Null,
+        ),
+        ("third", json!({"n": 1.0 / 3.0}), Value::Null, Value::Null),
+        ("bools", json!({"t": true, "f": false}), Value::Null, Value::Null),
+        ("strings", json!({"l": ["a", "b", ""]}), Value::Null, Value::Null),
+        ("ints", json!({"l": [1, 2, i64::MAX]}), Value::Null, Value::Null),
+        ("floats", json!({"l": [1.0, 2.5]}), Value::Null, Value::Null),
+        ("mixed", json!({"l": [1, 2.5]}), Value::Null, Value::Null),
+        ("flags", json!({"l": [true, false]}), Value::Null, Value::Null),
+        (
+            "many-keys",
+            json!({"a": 1, "b": 2.5, "c": "d", "e": true, "z": 0}),
+            json!("x"),
+            json!("y"),
+        ),
+    ];
+    let mut rng = Rng::new(26);
+    let vectors: Vec<Vec<f32>> = (0..odd.len())
+        .map(|n| match n {
+            0 => vec![0.1; dimension],
+            1 => (0..dimension)
+                .map(|at| if at == 0 { 1.0 } else { f32::MIN_POSITIVE / 4.0 })
+                .collect(),
+            2 => (0..dimension)
+                .map(|at| if at == 0 { 3.0e18 } else { 1.0e-20 })
+                .collect(),
+            3 => (0..dimension).map(|at| if at == 0 { -1.0 } else { -0.0 }).collect(),
+            _ => rng.vector(dimension),
+        })
+        .collect();
+    json!({
+        "ids": odd.iter().map(|row| row.0).collect::<Vec<_>>(),
+        "embeddings": vectors,
+        "metadatas": odd.iter().map(|row| row.1.clone()).collect::<Vec<_>>(),
+        "documents": odd.iter().map(|row| row.2.clone()).collect::<Vec<_>>(),
+        "uris": odd.iter().map(|row| row.3.clone()).collect::<Vec<_>>(),
+    })
+}
+
+async fn an_empty_replica_fills_itself_beside_a_full_primary(stage: Stage) {
+    let (a, b) = tokio::join!(ChromaNode::start(&stage.dir, "a"), ChromaNode::start(&stage.dir, "b"));
+    let direct = a.api();
+    let spaces = [
+        (
+            "of-l2",
+            json!({"configuration": {"hnsw": {"space": "l2", "ef_search": 55, "sync_threshold": 500}}}),
+        ),
+        (
+            "of-ip",
+            json!({"metadata": {"k": 1, "f": 2.5}, "configuration": {"hnsw": {"space": "ip"}}}),
+        ),
+        ("of-cosine", json!({"configuration": {"hnsw": {"space": "cosine"}}})),
+        (
+            "legacy",
+            json!({"metadata": {"hnsw:space": "cosine", "hnsw:M": 24, "own": "x"}}),
+        ),
+    ];
+    for (name, extra) in spaces {
+        let id = direct.create_collection(name, extra).await.ok().id();
+        direct.op(&id, "add", &odd_records(8)).await.expect(201);
+    }
+    let mut rng = Rng::new(stage.seed);
+    let big = direct.collection("big").await;
+    for part in 0..4 {
+        let batch = Batch::random(&mut rng, &format!("part{part}"), 700, 16);
+        direct.op(&big, "add", &batch.json()).await.expect(201);
+    }
+    // A dimension without a record, and a database without a collection.
+    let bare = direct.collection("bare").await;
+    direct
+        .op(&bare, "add", &json!({"ids": ["x"], "embeddings": [[1, 2, 3]]}))
+        .await
+        .expect(201);
+    direct.op(&bare, "delete", &json!({"ids": ["x"]})).await.ok();
+    direct.collection("untouched").await;
+    direct.create_database("second").await.ok();
+    let second = direct.within("default_tenant", "second");
+    let there = second.collection("there").await;
+    second.op(&there, "add", &odd_records(3)).await.expect(201);
+    direct.create_database("vacant").await.ok();
+
+    let cluster = stage.proxy_before(a, b, Options::default()).await;
+    let api = cluster.api.clone();
+    // It is written to meanwhile.
+    for n in 0..60 {
+        let body =
+            json!({"ids": [format!("part{}-{n}", n % 4)], "embeddings": [vec![n; 16]], "metadatas": [{"late": n}]});
+        api.op(&big, "upsert", &body).await.ok();
+        api.op(&big, "delete", &json!({"ids": [format!("part1-{}", 600 + n)]}))
+            .await
+            .ok();
+    }
+    let id = api.by_name("of-l2").await.ok().id();
+    api.op(&id, "upsert", &json!({"ids": ["late"], "embeddings": [vec![1; 8]]}))
+        .await
+        .ok();
+    cluster.diptych.wait_drained().await;
+    let scopes = [DEFAULT, ("default_tenant", "second"), ("default_tenant", "vacant")];
+    let compared = cluster.assert_equal_in(&scopes).await;
+    assert!(compared > 2800, "{compared}");
+    cluster.b.api().get_database("vacant").await.ok();
+}
+
+async fn a_wiped_node_is_filled_again_under_load(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let id = cluster.api.collection("busy").await;
+    let mut rng = Rng::new(stage.seed);
+    let quiet = cluster.api.collection("quiet").await;
+    let batch = Batch::random(&mut rng, "x", 500, 8);
+    cluster.api.op(&quiet, "add", &batch.json()).await.expect(201);
+    for side in [Side::B, Side::A] {
+        let load = Load::start(&cluster.api, &id, 2, 2, stage.seed);
+        load.wait_writes(20).await;
+        cluster.node(side).kill9();
+        load.wait_writes(20).await;
+        cluster.node(side).wipe();
+        cluster.node(side).restart().await;
+        cluster.diptych.wait_drained().await;
+        load.wait_writes(20).await;
+        let report = load.stop().await;
+        report.assert_clean();
+        cluster.diptych.wait_drained().await;
+        assert!(same_records(&cluster.a, &cluster.b).await > 500);
+    }
+}
+
+/// Asserts that both nodes hold the same; a copy of what was written to meanwhile can have another order.
+async fn same_records(a: &ChromaNode, b: &ChromaNode) -> usize {
+    let mut dumps = vec![];
+    for node in [a, b] {
+        let dump = compare_nodes(&[node], &[DEFAULT]).await.expect("itself");
+        let mut all: Vec<String> = vec![];
+        for (name, collection) in dump.databases.values().flatten() {
+            all.extend(collection.records.iter().map(|record| format!("{name}: {record:?}")));
+            all.push(format!("{name}: {} {}", collection.metadata, collection.dimension));
+        }
+        all.sort();
+        dumps.push(all);
+    }
+    let (a, b): (BTreeSet<_>, BTreeSet<_>) = (dumps[0].iter().collect(), dumps[1].iter().collect());
+    let differing: Vec<_> = a.symmetric_difference(&b).take(10).collect();
+    assert!(differing.is_empty(), "{differing:#?}");
+    a.len()
+}
+
+/// Overwrites what a node has stored of its vector indices; how many files that were.
+fn break_indices(dir: &Path) -> usize {
+    let mut broken = 0;
+    for folder in std::fs::read_dir(dir).expect("the node's folder").flatten() {
+        for name in ["header.bin", "data_level0.bin", "length.bin", "link_lists.bin"] {
+            let file = folder.path().join(name);
+            if let Ok(old) = std::fs::metadata(&file) {
+                let garbage = vec![0xee_u8; usize::try_from(old.len()).expect("a size").max(16)];
+                std::fs::write(&file, garbage).expect("an index file");
+                broken += 1;
+            }
+        }
+    }
+    broken
+}
+
+async fn a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let api = cluster.api.clone();
+    let mut rng = Rng::new(stage.seed);
+    let extra = json!({"configuration": {"hnsw": {"sync_threshold": 50, "batch_size": 20}}});
+    let broken = api.create_collection("broken", extra).await.ok().id();
+    let whole = api.collection("whole").await;
+    for part in 0..6 {
+        let batch = Batch::random(&mut rng, &format!("p{part}"), 60, 8);
+        api.op(&broken, "add", &batch.json()).await.expect(201);
+    }
+    let batch = Batch::random(&mut rng, "w", 20, 8);
+    api.op(&whole, "add", &batch.json()).await.expect(201);
+    cluster.diptych.wait_drained().await;
+    let on_b = |cluster: &crate::harness::cluster::Cluster| {
+        let api = cluster.b.api();
+        async move {
+            (
+                api.by_name("broken").await.ok().id(),
+                api.by_name("whole").await.ok().id(),
+            )
+        }
+    };
+    let before = on_b(&cluster).await;
+    cluster.down(Side::B).await;
+    assert!(break_indices(cluster.b.dir()) > 0, "an index was stored");
+    cluster.b.restart().await;
+    let alone = cluster.b.api();
+    let query = json!({"query_embeddings": [[1, 0, 0, 0, 0, 0, 0, 1]], "n_results": 3});
+    let answer = alone.op(&before.0, "query", &query).await;
+    assert!(answer.status >= 500, "the node cannot serve it: {answer:?}");
+    // Served throughout, by the other node, until it is rebuilt.
+    eventually(Duration::from_secs(60), "it is rebuilt", || async {
+        ask(&api, &broken, &query).await;
+        ask(&api, &whole, &query).await;
+        match alone.by_name("broken").await {
+            answer if answer.status == 200 && answer.id() != before.0 => Ok(()),
+            answer => Err(format!("{answer:?}")),
+        }
+    })
+    .await;
+    cluster.diptych.wait_drained().await;
+    assert_eq!(same_records(&cluster.a, &cluster.b).await, 6 * 60 + 20 + 2);
+    assert_eq!(on_b(&cluster).await.1, before.1, "the other collection is left alone");
+    alone.op(&on_b(&cluster).await.0, "query", &query).await.ok();
+}
+
+async fn ask(api: &Api, id: &str, query: &Value) {
+    let found = api.op(id, "query", query).await.ok().json();
+    assert_eq!(found["ids"][0].as_array().map(Vec::len), Some(3));
+}
