@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test model chaos check bench
+.PHONY: help setup run test model sim chaos check bench
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -29,6 +29,10 @@ test: ## Run all tests, those on real servers included
 
 model: ## Search the model of the protocol: all rules hold, and each is missed when it is off
 	cargo run --release --locked --quiet -p diptych-model -- all
+
+sim: ## Simulate SEEDS (1000, or 0..1000) runs of the core under faults and crashes, for at most SECONDS
+	SIM_SEEDS=$(or $(SEEDS),1000) $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) \
+		cargo test --locked --test sim -- --ignored --nocapture search
 
 chaos: ## Random faults for SECONDS (60), with SEED=, JOURNAL=sqlite|postgres|both, FAULTS=all|kill_node,.., KILLS=
 	@scripts/setup all

@@ -8,7 +8,7 @@
 //! `tests/scenarios/fault_points.rs` crashes at each of [`POINTS`].
 
 /// Every label, and what has happened when it is reached.
-pub const POINTS: [(&str, &str); 16] = [
+pub const POINTS: [(&str, &str); 23] = [
     ("intent-logged", "The intent is durable; no node has seen the write."),
     (
         "nodes-answered",
@@ -62,6 +62,28 @@ pub const POINTS: [(&str, &str); 16] = [
     (
         "flag-clearing",
         "What was written without the log is compared; the nodes still carry the flag.",
+    ),
+    (
+        "copy-created",
+        "A node has got a collection anew; its UUID there is not in the catalog.",
+    ),
+    ("copy-under-way", "Some records of a collection are copied."),
+    (
+        "copy-complete",
+        "A copy is equal to its source; its repair row is still there.",
+    ),
+    ("copy-committed", "A copy's repair row is gone; the node serves it."),
+    (
+        "records-mended",
+        "Some records are equal again; their repair row is still there.",
+    ),
+    (
+        "checkpoint-written",
+        "A node has a new checkpoint; the journal does not remember it.",
+    ),
+    (
+        "marker-written",
+        "A node has its marker; the journal does not remember it.",
     ),
     (
         "late-answer",

@@ -217,10 +217,7 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<E
             return Some(End::Pause);
         };
         if rows.is_empty() {
-            fault::point("drain-joining");
-            // Nothing is added while we hold the lane: this is the truth, whatever was counted.
-            pair.drained();
-            core.behind.lock().remove(&(node, scope.generation()));
+            nothing_left(core, node, scope);
             tracing::info!(
                 node = core.cluster.node(node).name,
                 generation = scope.generation(),
@@ -248,6 +245,13 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<E
             }
         }
     }
+}
+
+/// Nothing is added while the lane is held: that there are no rows is the truth, whatever was counted.
+fn nothing_left(core: &Core, node: NodeIndex, scope: &Scope) {
+    fault::point("drain-joining");
+    scope.pairs(core)[node].drained();
+    core.behind.lock().remove(&(node, scope.generation()));
 }
 
 /// Applies rows by a job that runs on when the limit is over or the node goes down: then this gives its receiver.
@@ -281,8 +285,7 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
             return false;
         };
         if rows.is_empty() {
-            pair.drained();
-            core.behind.lock().remove(&(node, scope.generation()));
+            nothing_left(core, node, scope);
             return true;
         }
         if !pair.drainable() {
@@ -403,9 +406,11 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         let others = (0..core.cluster.len()).filter(|&other| other != node);
         let changes = others
             .map(|other| {
+                let ids = record::ids_of(row);
                 let wanted = RepairWanted {
                     source: Some(node),
-                    ..RepairWanted::records(record::ids_of(row), row.lsn, reason.clone())
+                    reversible: ids.is_some(),
+                    ..RepairWanted::records(ids, row.lsn, reason.clone())
                 };
                 core.repair_row(scope, other, wanted)
             })

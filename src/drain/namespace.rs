@@ -88,7 +88,7 @@ async fn completion(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Opti
         found.filter(|collection| !collection.is_deleted()).collect()
     };
     let (mut changes, mut barriers) = (vec![], vec![]);
-    let gone: Vec<_> = match &row.op {
+    let mut gone: Vec<_> = match &row.op {
         Op::DeleteCollection { generation, .. } => living(generation),
         Op::DeleteDatabase { tenant, name } => {
             changes.push(Change::RemoveDatabase {
@@ -96,6 +96,10 @@ async fn completion(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Opti
                 name: name.clone(),
             });
             core.catalog.in_database(tenant, name)
+        }
+        Op::Reset => {
+            let all = core.catalog.all().into_iter();
+            all.filter(|collection| !collection.is_deleted()).collect()
         }
         Op::ModifyCollection {
             generation,
@@ -107,6 +111,8 @@ async fn completion(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Opti
         }
         _ => vec![],
     };
+    // Several lanes are always taken in this order.
+    gone.sort_by_key(|collection| collection.generation);
     for collection in gone {
         barriers.push(core.exclusive(&collection).await?);
         changes.extend(core.deletion(&collection));
@@ -209,8 +215,10 @@ async fn adopt(
             core.new_record(generation, id, tenant, database, name),
         ));
     }
-    if !scope_is_empty {
-        // A leftover with this name: it is adopted, but what is in it is not ours.
+    let known = core.catalog.by_generation(generation);
+    if !scope_is_empty && known.is_none_or(|collection| !collection.is_deleted()) {
+        // A leftover with this name: it is adopted, but what is in it is not ours. If it is deleted by now, it goes as
+        // a whole with the entry that follows.
         let wanted = RepairWanted::whole(row.lsn, "a collection of this name was there already");
         changes.push(Change::InsertRepair(core.new_repair(node, Some(generation), wanted)));
     }

@@ -14,6 +14,8 @@ use crate::env::{SharedEnv, within};
 /// How often a commit whose outcome is unknown is tried again before the caller is told.
 const IMMEDIATE_RETRIES: usize = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How often more, where it has to be known.
+const KNOWN_TRIES: usize = 100;
 
 /// How many intents one commit takes, and about how many bytes of them.
 const GROUP: usize = 1000;
@@ -263,6 +265,19 @@ impl Log {
     async fn attempt(&self, commit: &Commit) -> Result<(), JournalError> {
         let _steady = self.steady.read().await;
         self.journal.commit(self.term(), commit).await
+    }
+
+    /// Commits, and goes on until it is known whether it was written. True: it was. Whoever would otherwise make the same
+    /// rows anew, with other ids, waits here: those that were written after all would never be carried out by name.
+    pub async fn commit_until_known(&self, commit: &Commit) -> bool {
+        for _ in 0..KNOWN_TRIES {
+            match self.commit(commit).await {
+                Ok(()) => return true,
+                Err(JournalError::Uncertain(_)) => self.env.sleep(RETRY_PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// Asks the journal whether it is there and we are still its writer.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Core, Scope};
 use crate::cluster::NodeIndex;
 use crate::env::within;
+use crate::fault;
 use crate::journal::{Change, Lsn, NodeRecord};
 
 const PAUSE: Duration = Duration::from_secs(1);
@@ -62,6 +63,7 @@ impl Core {
         written
             .await
             .unwrap_or_else(|| Err("the checkpoint was not written in time".to_owned()))?;
+        fault::point("checkpoint-written");
         self.remember_checkpoint(node, marker, mark).await;
         Ok(())
     }

@@ -34,6 +34,7 @@ pub struct EntryInfo {
 pub struct RowRef {
     pub node: NodeIndex,
     pub id: Uuid,
+    pub lsn: Lsn,
     pub bytes: u64,
     /// What the node makes of the entry late is compared later.
     pub suspect: Option<Uuid>,
@@ -125,6 +126,7 @@ impl Core {
                 rows.push(RowRef {
                     node,
                     id: row.id,
+                    lsn: row.lsn,
                     bytes,
                     suspect: suspects
                         .iter()
@@ -146,7 +148,7 @@ impl Core {
                     },
                     ids,
                     source,
-                    reversible: false,
+                    reversible: decision.reversible && scope.generation().is_some(),
                     lsn: entry.lsn,
                     reason: format!("the nodes disagreed on a {} at {}", entry.op.label(), entry.lsn),
                 };
@@ -259,7 +261,7 @@ impl Core {
             settle(self);
             return true;
         }
-        if self.log.commit(&changes).await.is_ok() {
+        if self.commit_in(scope, &mut changes).await.is_ok() {
             self.apply(&changes);
             settle(self);
             return true;
@@ -274,32 +276,22 @@ impl Core {
         let (core, scope) = (self.clone(), scope.clone());
         // Shutdown waits for it: what it writes exists nowhere else.
         self.spawn_job(async move {
-            let mut moot = false;
+            let mut contradicted = false;
             loop {
                 core.env.sleep(RETRY_PAUSE).await;
-                match core.log.commit(&changes).await {
-                    // Deleted meanwhile: the lane's rows were removed before this commit brought its own.
-                    Ok(()) if !moot && scope.is_gone() => {
-                        moot = true;
-                        changes.extend(scope.generation().into_iter().flat_map(Change::rows_of));
-                    }
+                match core.commit_in(&scope, &mut changes).await {
                     Ok(()) => break,
-                    // It will never be written. Those who need it are left to repair.
-                    Err(JournalError::Conflict(reason)) => {
-                        core.catalog_uncertain
-                            .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
+                    // It will never be written. Those who need it are left to repair, but never the last authority.
+                    Err(JournalError::Conflict(reason)) if !contradicted => {
+                        contradicted = true;
                         let reason = format!("a commit contradicted the log: {reason}");
-                        let repair = |&node: &NodeIndex| {
-                            core.repair_row(&scope, node, RepairWanted::whole(core.log.next_lsn(), &reason))
-                        };
-                        let repairs: Commit = affected.iter().map(repair).collect();
-                        if core.log.commit(&repairs).await.is_ok() {
-                            settle(&core);
-                        }
+                        changes.clear();
                         for &node in &affected {
-                            scope.pairs(&core)[node].uncertain_ended();
+                            if core.another_has_authority(&scope, node) {
+                                let wanted = RepairWanted::whole(core.log.next_lsn(), &reason);
+                                changes.push(core.repair_row(&scope, node, wanted));
+                            }
                         }
-                        return;
                     }
                     // The successor finds out on its own what each node has.
                     Err(JournalError::Fenced { .. }) => return,
@@ -316,6 +308,17 @@ impl Core {
             core.cluster.announce_change();
         });
         false
+    }
+
+    /// Commits what a lane needs. Was its collection deleted meanwhile, its rows were removed before this brought new
+    /// ones: those go, too.
+    async fn commit_in(&self, scope: &Scope, changes: &mut Commit) -> Result<(), JournalError> {
+        self.log.commit(changes).await?;
+        if scope.is_gone() {
+            changes.extend(scope.generation().into_iter().flat_map(Change::rows_of));
+            self.log.commit(changes).await?;
+        }
+        Ok(())
     }
 
     /// Brings the memory image in step with what was committed.

@@ -75,6 +75,8 @@ pub struct Decision {
     pub reply: Reply,
     /// The node that the others are repaired from.
     pub source: Option<usize>,
+    /// No refusal is behind the repairs: should the source be lost, another node will do (schedule S34).
+    pub reversible: bool,
 }
 
 /// What else the decision depends on.
@@ -105,6 +107,7 @@ pub fn decide(outcomes: &[Outcome], circumstances: Circumstances) -> Decision {
                 covers,
                 reply: Reply::Of(lead),
                 source: Some(lead),
+                reversible: false,
             }
         }
         None => without_lead(outcomes, circumstances),
@@ -158,6 +161,7 @@ fn without_lead(outcomes: &[Outcome], circumstances: Circumstances) -> Decision 
             covers,
             reply: Reply::Unavailable,
             source: None,
+            reversible: false,
         };
     }
     let all_same = outcomes.len() > 1 && outcomes.windows(2).all(|pair| pair[0] == pair[1]);
@@ -178,6 +182,7 @@ fn without_lead(outcomes: &[Outcome], circumstances: Circumstances) -> Decision 
             covers,
             reply,
             source: Some(0),
+            reversible: true,
         };
     }
     let covers = outcomes
@@ -201,6 +206,7 @@ fn without_lead(outcomes: &[Outcome], circumstances: Circumstances) -> Decision 
         covers,
         reply: Reply::Indefinite,
         source: None,
+        reversible: false,
     }
 }
 

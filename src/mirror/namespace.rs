@@ -457,7 +457,9 @@ impl Core {
     }
 
     async fn delete_database(self: &Arc<Self>, tenant: String, name: String) -> Answer {
-        let collections = self.catalog.in_database(&tenant, &name);
+        let mut collections = self.catalog.in_database(&tenant, &name);
+        // Several lanes are always taken in this order.
+        collections.sort_by_key(|collection| collection.generation);
         let mut barriers = Vec::with_capacity(collections.len());
         for collection in &collections {
             barriers.push(self.exclusive(collection).await);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::cover::RepairWanted;
 use super::{Core, Scope};
+use bytes::Bytes;
+
 use crate::catalog::Collection;
 use crate::chroma::{DeleteBody, Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest};
@@ -19,14 +21,30 @@ use crate::fault;
 use crate::journal::{Change, Commit, Intent, Lsn, PayloadRow, RepairKind};
 
 const TICK: Duration = Duration::from_secs(1);
+/// More records than these of one collection are not listed: all of it is made equal.
+const MOST_IDS: usize = 100_000;
 
 /// Entries of one lane whose outcome is not known.
 #[derive(Debug, Default)]
 pub(super) struct InDoubt {
     lsns: Vec<Lsn>,
     ids: BTreeSet<String>,
+    /// Too many to list, or nobody knows which.
+    all: bool,
     /// Of the namespace lane, in order.
     ops: Vec<Op>,
+}
+
+impl InDoubt {
+    fn add(&mut self, ids: &[String]) {
+        if self.ids.len() + ids.len() > MOST_IDS {
+            self.all = true;
+            self.ids.clear();
+        }
+        if !self.all {
+            self.ids.extend(ids.iter().cloned());
+        }
+    }
 }
 
 /// What a node has under a collection's UUID.
@@ -53,20 +71,23 @@ impl Core {
             scope.pairs(self).iter().for_each(|pair| pair.set_recovering(true));
             let lane = in_doubt.entry(intent.generation).or_default();
             lane.lsns.push(intent.lsn);
-            lane.ids.extend(intent.ids.into_iter().flatten());
+            lane.add(intent.ids.as_deref().unwrap_or_default());
             if intent.generation.is_none() {
                 lane.ops.push(intent.op);
             }
         }
     }
 
-    /// Has the recovery of a collection compare these records as well. False: it is not being recovered.
-    pub(super) fn recover_too(&self, generation: Generation, ids: &BTreeSet<String>) -> bool {
+    /// Has the recovery of a collection compare these records as well; `None`: all. False: it is not being recovered.
+    pub(super) fn recover_too(&self, generation: Generation, ids: Option<&BTreeSet<String>>) -> bool {
         let mut in_doubt = self.in_doubt.lock();
         let Some(lane) = in_doubt.get_mut(&Some(generation)) else {
             return false;
         };
-        lane.ids.extend(ids.iter().cloned());
+        match ids {
+            Some(ids) => lane.add(&ids.iter().cloned().collect::<Vec<_>>()),
+            None => lane.all = true,
+        }
         true
     }
 
@@ -112,6 +133,7 @@ impl Core {
     async fn recover_collection(self: &Arc<Self>, collection: &Arc<Collection>) {
         let scope = Scope::Collection(collection.clone());
         if self.recovery_source(&scope).is_empty() {
+            self.settle_if_covered(&scope);
             return;
         }
         let _alone = self.exclusive(collection).await;
@@ -119,7 +141,7 @@ impl Core {
             .in_doubt
             .lock()
             .get(&scope.generation())
-            .map(|lane| lane.ids.iter().cloned().collect::<Vec<_>>())
+            .map(|lane| (!lane.all).then(|| lane.ids.iter().cloned().collect::<Vec<_>>()))
         else {
             return;
         };
@@ -133,19 +155,33 @@ impl Core {
                 .map(|node| {
                     let wanted = RepairWanted {
                         source: Some(source),
-                        reversible: true,
-                        ..RepairWanted::records(Some(ids.clone()), self.log.next_lsn(), "under way at the last stop")
+                        reversible: ids.is_some(),
+                        ..RepairWanted::records(ids.clone(), self.log.next_lsn(), "under way at the last stop")
                     };
                     Change::InsertRepair(self.new_repair(node, scope.generation(), wanted))
                 })
                 .collect();
-            if self.log.commit(&rows).await.is_ok() {
+            if self.log.commit_until_known(&rows).await {
                 fault::point("recovery-committed");
                 self.apply(&rows);
                 self.recovered(&scope);
             }
             return;
         }
+    }
+
+    /// The only node that could say what became of the entries is away, and every other one is to be copied from it:
+    /// whatever it has then is what all get, so the low-water mark need not wait for it (rule R3).
+    fn settle_if_covered(&self, scope: &Scope) {
+        if scope.pairs(self).iter().filter(|pair| pair.copies() == 0).count() > 1 {
+            return;
+        }
+        let lsns = self
+            .in_doubt
+            .lock()
+            .get_mut(&scope.generation())
+            .map(|lane| std::mem::take(&mut lane.lsns));
+        lsns.into_iter().flatten().for_each(|lsn| self.log.settle(lsn));
     }
 
     /// Makes visible what a node has committed and hides: a harmless write does (chroma-facts.md 3.4).
@@ -165,17 +201,23 @@ impl Core {
         let Some(_alone) = self.exclusive_namespace().await else {
             return;
         };
-        let Some(&source) = self.recovery_source(&Scope::Namespace).first() else {
-            return;
-        };
+        for source in self.recovery_source(&Scope::Namespace) {
+            if self.recover_namespace_from(source).await {
+                return;
+            }
+        }
+    }
+
+    /// False: this node did not say what it has.
+    async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex) -> bool {
         let Some(ops) = self.in_doubt.lock().get(&None).map(|lane| lane.ops.clone()) else {
-            return;
+            return true;
         };
         let mut changes: Commit = vec![];
         for op in &ops {
             match self.inspect(source, op).await {
                 Some(found) => changes.extend(found),
-                None => return,
+                None => return false,
             }
         }
         for node in (0..self.cluster.len()).filter(|&node| node != source) {
@@ -186,10 +228,11 @@ impl Core {
             changes.push(Change::InsertRepair(self.new_repair(node, None, wanted)));
         }
         fault::point("names-inspected");
-        if self.log.commit(&changes).await.is_err() {
-            return;
+        if !self.log.commit_until_known(&changes).await {
+            return true;
         }
         self.apply(&changes);
+        self.count_payloads(&changes);
         for pair in &self.namespace.pairs {
             pair.set_recovering(false);
         }
@@ -208,6 +251,7 @@ impl Core {
             }
         }
         self.recovered(&Scope::Namespace);
+        true
     }
 
     /// What the catalog and the other nodes have to follow, by what `source` shows of one entry. `None`: it did not say.
@@ -220,7 +264,8 @@ impl Core {
                 }
             }
             Op::ModifyCollection { generation, .. } => {
-                if let Some(collection) = self.living(*generation) {
+                // A node that does not have it gets it as it is then: a repair row says so.
+                if let Some(collection) = self.living(*generation).filter(|one| one.node_id(source).is_some()) {
                     match self.found(source, &collection).await {
                         Found::Name(name) => changes.extend(self.modified(source, &collection, name)),
                         Found::Nothing => {}
@@ -238,10 +283,21 @@ impl Core {
                         tenant: tenant.clone(),
                         name: name.clone(),
                     });
+                    changes.extend(self.rows_for_others(source, op.clone(), Bytes::new()));
+                }
+            }
+            Op::CreateDatabase { tenant, name } => {
+                let path = NodeRequest::get(node_path::database(tenant, name));
+                if self.bounded_read(source, path).await?.is_success() {
+                    changes.extend(self.rows_for_others(source, op.clone(), named(name)));
                 }
             }
             Op::Reset => {
                 for collection in self.catalog.all().into_iter().filter(|one| !one.is_deleted()) {
+                    // After a reset a node is another one (its marker went, too), and none has the collection.
+                    if collection.facts().node_ids.iter().all(Option::is_none) {
+                        changes.extend(self.deletion(&collection));
+                    }
                     changes.extend(self.gone(source, &collection).await?);
                 }
             }
@@ -251,7 +307,8 @@ impl Core {
                     .bounded_read(source, NodeRequest::get(node_path::tenant(name)))
                     .await?;
                 if there.is_success() {
-                    changes.extend(self.tenant_rows(source, name));
+                    let op = Op::CreateTenant { name: name.clone() };
+                    changes.extend(self.rows_for_others(source, op, named(name)));
                 }
             }
             _ => {}
@@ -314,29 +371,41 @@ impl Core {
         changes
     }
 
-    fn tenant_rows(&self, source: NodeIndex, name: &str) -> Commit {
+    /// An entry that the source shows to be done, and that can be repeated without harm, for the other nodes.
+    fn rows_for_others(&self, source: NodeIndex, op: Op, body: Bytes) -> Commit {
         let others = (0..self.cluster.len()).filter(|&node| node != source);
-        others
-            .map(|node| {
-                self.behind.lock().insert((node, None));
-                let row = PayloadRow {
-                    id: self.env.new_id(),
-                    node: self.cluster.node(node).name.clone(),
-                    generation: None,
-                    lsn: self.log.next_lsn(),
-                    op: Op::CreateTenant { name: name.to_owned() },
-                    body: serde_json::json!({ "name": name }).to_string().into(),
-                    refused: false,
-                    in_doubt: true,
-                    attempts: 0,
-                    parked: None,
-                    created_at: self.env.wall(),
-                };
-                self.namespace.pairs[node].add_pending(1, row.body.len() as u64, row.created_at.timestamp_micros());
-                Change::InsertPayload(row)
-            })
-            .collect()
+        let row = |node| PayloadRow {
+            id: self.env.new_id(),
+            node: self.cluster.node(node).name.clone(),
+            generation: None,
+            lsn: self.log.next_lsn(),
+            op: op.clone(),
+            body: body.clone(),
+            refused: false,
+            in_doubt: true,
+            attempts: 0,
+            parked: None,
+            created_at: self.env.wall(),
+        };
+        others.map(|node| Change::InsertPayload(row(node))).collect()
     }
+
+    /// Nobody serves the lane yet, so its rows may be counted after they were written.
+    fn count_payloads(&self, changes: &Commit) {
+        for change in changes {
+            if let Change::InsertPayload(row) = change
+                && let Some(node) = self.cluster.index_of(&row.node)
+            {
+                self.behind.lock().insert((node, row.generation));
+                let at = row.created_at.timestamp_micros();
+                self.namespace.pairs[node].add_pending(1, row.body.len() as u64, at);
+            }
+        }
+    }
+}
+
+fn named(name: &str) -> Bytes {
+    serde_json::json!({ "name": name }).to_string().into()
 }
 
 /// Finds out what became of the last writer's entries, until all is known.

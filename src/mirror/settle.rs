@@ -63,8 +63,12 @@ impl Core {
         let _alone = self.exclusive_of(scope).await;
         let pair = &scope.pairs(self)[node];
         tracing::info!(node = self.cluster.node(node).name, outcome = ?answer.outcome, "A late answer arrived.");
-        if let (Outcome::Applied, Some(row), 0) = (&answer.outcome, row, pair.uncertain()) {
+        if let (Outcome::Applied, Some(row), 0) = (&answer.outcome, row, pair.uncertain())
+            // A reset or a delete may have taken the row meanwhile.
+            && matches!(self.log.journal().payload(row.id).await, Ok(Some(_)))
+        {
             fault::point("late-answer");
+            self.compare_outcome(row.lsn, true);
             let mut changes = vec![Change::RemovePayloads(vec![row.id])];
             changes.extend(row.suspect.map(|id| Change::RemoveSuspects(vec![id])));
             if self.log.commit(&changes).await.is_ok() {

@@ -145,6 +145,9 @@ impl Core {
         collection: &Collection,
         ids: &[String],
     ) -> Result<(), Answer> {
+        if let Some(refused) = self.refused_without_log() {
+            return Err(refused);
+        }
         if self.unprotected.note(collection.generation, ids) {
             return Ok(());
         }
@@ -261,7 +264,7 @@ impl Core {
             ids,
             body: None,
         }));
-        let durable = self.log.commit(&changes).await.is_ok();
+        let durable = self.log.commit_until_known(&changes).await;
         self.log.settle(lsn);
         if !durable {
             // Tried again with other rows: if these are there all the same, they are one comparison too many.

@@ -128,6 +128,7 @@ pub async fn repair_node(core: Arc<Core>, node: NodeIndex) {
             pauses.lock().clear();
         }
         were_up = up;
+        drop_moot(&core, node).await;
         let work = match core.cluster.node(node).is_up() && !is_paused(&core) {
             true => work(&core, node),
             false => vec![],
@@ -167,6 +168,30 @@ pub async fn repair_node(core: Arc<Core>, node: NodeIndex) {
             biased;
             _ = changes.changed() => {}
             () = core.env.sleep(TICK) => {}
+        }
+    }
+}
+
+/// Rows of collections that are gone: one that was written while its collection was deleted has nobody to take it away.
+async fn drop_moot(core: &Arc<Core>, node: NodeIndex) {
+    let name = &core.cluster.node(node).name;
+    let is_gone = |generation| {
+        core.catalog
+            .by_generation(generation)
+            .is_none_or(|one| one.is_deleted())
+    };
+    let rows = core
+        .repairs
+        .lock()
+        .iter()
+        .filter(|row| row.node == *name && row.generation.is_some_and(is_gone))
+        .map(|row| row.id)
+        .collect::<Vec<_>>();
+    if !rows.is_empty() && core.log.is_available() {
+        let changes = vec![Change::RemoveRepairs(rows)];
+        // What fails is tried again at the next turn.
+        if core.log.commit(&changes).await.is_ok() {
+            core.apply(&changes);
         }
     }
 }

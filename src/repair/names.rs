@@ -180,6 +180,7 @@ pub(super) async fn run(
 async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Result<(BTreeSet<Place>, Created), Trouble> {
     let mut created = Created::new();
     let mut places: BTreeSet<Place> = core.catalog.known_databases().into_iter().collect();
+    places.extend(core.settings.databases.iter().cloned());
     let mut tenants: BTreeSet<String> = core.settings.tenants.iter().cloned().collect();
     tenants.extend(places.iter().map(|(tenant, _)| tenant.clone()));
     // Tenants cannot be listed: those that the node missed are in its rows.

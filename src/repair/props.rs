@@ -13,6 +13,7 @@ use super::read::{self, Object, Place, describe};
 use super::records::Job;
 use crate::chroma::node_path;
 use crate::cluster::NodeRequest;
+use crate::fault;
 use crate::mirror::Scope;
 
 /// What of a configuration can be changed later (chroma-facts.md 3.1).
@@ -88,6 +89,7 @@ pub(super) async fn ensure(job: &Job, anew: bool) -> Result<(), Trouble> {
         None => create(job, &source).await?,
     };
     if known != Some(object.id) {
+        fault::point("copy-created");
         let change = core.node_id_change(job.collection.generation, job.target, object.id);
         if !core.commit_or_retry(&Scope::Namespace, vec![], vec![change]).await {
             return Err(Trouble::Wait("the log does not answer".to_owned()));

@@ -16,6 +16,7 @@ use crate::catalog::Collection;
 use crate::chroma::{DeleteBody, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::drain::drain_rest;
+use crate::fault;
 use crate::journal::{Change, RepairRow};
 use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
 
@@ -302,6 +303,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     job.equalise_in_lane(&ids, source.space()).await?;
     let (source, target) = job.objects().await?;
     job.equalise_dimension(&source, &target).await?;
+    fault::point("records-mended");
     let changes = vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())];
     core.commit_or_retry(&job.scope(), vec![job.target], changes).await;
     tracing::info!(

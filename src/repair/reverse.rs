@@ -75,7 +75,7 @@ pub(super) async fn run(core: &Arc<Core>, scope: &Scope, node: NodeIndex) -> Res
             source: Some(node),
             reversible: true,
             lsn: row.lsn,
-            reason: format!("turned around: {}", row.reason),
+            reason: format!("turned around: {}", row.reason.trim_start_matches("turned around: ")),
         };
         changes.push(core.repair_row(scope, source, wanted));
     }

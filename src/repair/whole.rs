@@ -12,6 +12,7 @@ use super::compare;
 use super::read::{self, Object};
 use super::records::Job;
 use super::{Trouble, props, verify};
+use crate::fault;
 use crate::journal::{Change, RepairKind, RepairRow};
 use crate::lane::Touched;
 
@@ -153,6 +154,7 @@ async fn copy(
         at += part.len();
         size = next_chunk(part.len(), found.bytes, most);
         core.repairing.progress(job.target, Some(job.collection.generation), at);
+        fault::point("copy-under-way");
         pace(job, part.len()).await?;
     }
     Ok(())
@@ -231,12 +233,14 @@ async fn conclude(job: &Job, open: &[RepairRow]) {
             upto: core.log.next_lsn(),
         },
     ];
+    fault::point("copy-complete");
     // The rows count until the repair rows are gone, and those go by the same commit.
     let pair = &job.collection.pairs[job.target];
     pair.remove_parked(pair.parked());
     pair.drained();
     core.behind.lock().remove(&(job.target, scope.generation()));
     core.commit_or_retry(&scope, vec![job.target], changes).await;
+    fault::point("copy-committed");
     tracing::info!(
         node = core.cluster.node(job.target).name,
         generation = job.collection.generation,

@@ -1,7 +1,5 @@
 //! The core (lane, mirror, journal rows, drain) between fake nodes and a fake journal, on virtual time: for the faults
 //! that real servers do not show on demand. Each test looks at what both nodes hold and at the journal's rows.
-//!
-//! `DIPTYCH_TEST_SEED=42 cargo test --test core random` repeats one random run.
 #![allow(clippy::disallowed_methods, reason = "time is virtual here: the tests own the clock")]
 
 mod doubt;
@@ -13,7 +11,6 @@ mod log;
 mod names;
 mod namespace;
 mod parked;
-mod random;
 mod refusals;
 mod repair;
 mod unprotected;

@@ -10,7 +10,7 @@ use diptych::mirror::{RepairWanted, Scope};
 use diptych::repair::jobs;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, ALWAYS, B, CommitFault, Fault, Gate, Stage, seconds, value};
+use crate::fakes::{A, ALWAYS, B, CommitFault, DATABASE, Fault, Gate, Stage, TENANT, seconds, value};
 
 fn removes_repairs(commit: &Commit) -> bool {
     commit.iter().any(|change| matches!(change, Change::RemoveRepairs(_)))
@@ -98,6 +98,7 @@ async fn s17_what_is_written_during_a_repair_is_not_undone_by_it() {
         stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
         let gate = Gate::new();
         stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+        stage.b().forget_requests();
         stage
             .want(
                 &c,
@@ -110,7 +111,7 @@ async fn s17_what_is_written_during_a_repair_is_not_undone_by_it() {
             .await;
         stage.heal();
         stage
-            .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+            .eventually("the repair writes", || stage.b().saw("/upsert") > 0)
             .await;
         let write = stage.start_upsert(&c, "x", 2);
         seconds(1).await;
@@ -119,6 +120,50 @@ async fn s17_what_is_written_during_a_repair_is_not_undone_by_it() {
         stage.repaired().await;
         assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w2".to_owned())], "{kind:?}");
         stage.assert_converged();
+    }
+}
+
+/// S13, S17: an update of a record that is not there, and the add of it, come while a repair of that record is under
+/// way: what the repair has taken along of them must not be applied once more.
+#[tokio::test(start_paused = true)]
+async fn s13_what_comes_during_a_repair_is_applied_once() {
+    for whole in [false, true] {
+        for held in ["/delete", "/get", "/count"] {
+            let stage = Stage::new(13).await;
+            let c = stage.create("c").await;
+            stage.upsert(&c, "x", 1).await;
+            stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
+            let wanted = match whole {
+                true => RepairWanted::whole(1, "a test"),
+                false => records(&["x", "new"]),
+            };
+            stage.want(&c, B, wanted).await;
+            let gate = Gate::new();
+            stage.b().fault(held, 1, Fault::Held(gate.clone()));
+            stage.b().forget_requests();
+            stage.heal();
+            let (writer, its_c) = (stage.clone(), c.clone());
+            let live = tokio::spawn(async move {
+                while writer.b().saw(held) == 0 {
+                    seconds(1).await;
+                }
+                let update = json!({"ids": ["new"], "metadatas": [{"stale": true}]});
+                writer.write(&its_c, RecordWrite::Update, update).await;
+                writer.write(&its_c, RecordWrite::Add, value("new", 3)).await;
+            });
+            if held == "/count" && !whole {
+                live.abort();
+            } else {
+                stage
+                    .eventually("it is in the middle", || stage.b().saw(held) > 0)
+                    .await;
+                seconds(5).await;
+                gate.open();
+                live.await.expect("acked");
+            }
+            stage.repaired().await;
+            assert_eq!(sorted(&stage, A), sorted(&stage, B), "{held} {whole}");
+        }
     }
 }
 
@@ -206,6 +251,7 @@ async fn s30_a_row_that_comes_during_a_repair_outlives_it() {
         stage.tamper(B, "c", RecordWrite::Upsert, value("x", 8));
         let gate = Gate::new();
         stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+        stage.b().forget_requests();
         let wanted = match whole {
             true => RepairWanted::whole(1, "a test"),
             false => records(&["x"]),
@@ -213,7 +259,7 @@ async fn s30_a_row_that_comes_during_a_repair_outlives_it() {
         stage.want(&c, B, wanted).await;
         stage.heal();
         stage
-            .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+            .eventually("the repair writes", || stage.b().saw("/upsert") > 0)
             .await;
         // What the second row is about went wrong after the first repair had looked.
         stage.tamper(B, "c", RecordWrite::Upsert, value("y", 9));
@@ -358,10 +404,11 @@ async fn a_node_that_dies_during_a_repair_is_repaired_when_it_is_back() {
     stage.tamper(B, "c", RecordWrite::Upsert, value("x", 2));
     let gate = Gate::new();
     stage.b().fault("/upsert", 1, Fault::Held(gate.clone()));
+    stage.b().forget_requests();
     stage.want(&c, B, records(&["x"])).await;
     stage.heal();
     stage
-        .eventually("the repair writes", || !stage.b().record_writes().is_empty())
+        .eventually("the repair writes", || stage.b().saw("/upsert") > 0)
         .await;
     stage.down(B);
     assert_eq!(stage.upsert(&c, "y", 1).await.status, 200, "the lane is free");
@@ -588,6 +635,146 @@ async fn a_resync_from_a_node_that_lacks_something_is_refused() {
     assert!(jobs::resync(&stage.core, &c, B, Some(B)).await.is_err());
     assert_eq!(stage.journal.repairs().len(), 1);
     jobs::resync(&stage.core, &c, B, Some(A)).await.expect("an authority");
+    stage.heal();
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
+/// The catalog, and the first node, say what there is; nothing that nobody knows is deleted.
+#[tokio::test(start_paused = true)]
+async fn names_are_made_equal() {
+    let stage = Stage::new(12).await;
+    let (one, two, kept) = (
+        stage.create("one").await,
+        stage.create("two").await,
+        stage.create("kept").await,
+    );
+    let lost = stage.create("lost").await;
+    let gone = stage.create("gone").await;
+    for collection in [&one, &two, &kept, &lost, &gone] {
+        stage.upsert(collection, "x", collection.generation as u64 % 100).await;
+    }
+    for (place, body) in [("tenants", "new_tenant"), ("tenants/new_tenant/databases", "full")] {
+        let body = json!({ "name": body }).to_string();
+        let path = format!("/api/v2/{place}");
+        stage
+            .a()
+            .with(|chroma| chroma.handle(&http::Method::POST, &path, body.as_bytes(), false));
+    }
+    let put = |node: usize, name: &str, body: Value| {
+        let id = stage.nodes[node].with(|chroma| chroma.id_of(name)).expect("there");
+        let path = diptych::chroma::node_path::collection(TENANT, DATABASE, id);
+        stage.nodes[node].with(|chroma| chroma.handle(&http::Method::PUT, &path, body.to_string().as_bytes(), false));
+    };
+    // Swapped names, other metadata, a lost collection, one that was deleted, one that nobody knows.
+    put(B, "one", json!({"new_name": "aside"}));
+    put(B, "two", json!({"new_name": "one"}));
+    put(B, "aside", json!({"new_name": "two"}));
+    put(B, "kept", json!({"new_metadata": {"stale": 1}}));
+    stage.b().with(|chroma| chroma.lose("lost"));
+    let deleted = stage.b().with(|chroma| chroma.id_of("gone"));
+    stage.a().with(|chroma| chroma.lose("gone"));
+    stage.b().with(|chroma| chroma.lose("gone"));
+    assert_eq!(stage.delete("gone").await.status, 200);
+    stage
+        .b()
+        .with(|chroma| chroma.bring_back("gone", deleted.expect("there")));
+    let path = diptych::chroma::node_path::collections(TENANT, DATABASE);
+    let body = br#"{"name":"unknown"}"#;
+    stage
+        .b()
+        .with(|chroma| chroma.handle(&http::Method::POST, &path, body, false));
+    stage.tamper(B, "unknown", RecordWrite::Add, value("u", 5));
+    jobs::want(&stage.core, &Scope::Namespace, B, RepairWanted::whole(1, "a test")).await;
+    stage.core.catalog.put_database(diptych::journal::DatabaseRecord {
+        tenant: "new_tenant".to_owned(),
+        name: "full".to_owned(),
+        client_id: uuid::Uuid::nil(),
+    });
+    stage.heal();
+    stage.repaired().await;
+    stage.assert_converged();
+    let names: Vec<String> = stage.journal.living().into_iter().map(|record| record.name).collect();
+    assert_eq!(names, ["one", "two", "kept", "lost", "unknown"]);
+    assert_eq!(stage.documents(A, "unknown"), [("u".to_owned(), "w5".to_owned())]);
+}
+
+/// S17: the proxy is killed in the middle of a repair, between a delete and the add that belongs to it for one.
+#[tokio::test(start_paused = true)]
+async fn s17_a_repair_that_was_cut_off_is_carried_out_again() {
+    for held in ["/delete", "/add", "/upsert", "/get"] {
+        for kind in [RepairKind::Records, RepairKind::Whole] {
+            let stage = Stage::new(17).await;
+            let c = stage.create("c").await;
+            let bare = json!({"ids": ["v"], "embeddings": [[7, 7]]});
+            stage.write(&c, RecordWrite::Add, bare).await;
+            stage.upsert(&c, "x", 1).await;
+            stage.tamper(
+                B,
+                "c",
+                RecordWrite::Update,
+                json!({"ids": ["v"], "documents": ["stale"]}),
+            );
+            stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
+            stage
+                .want(
+                    &c,
+                    B,
+                    RepairWanted {
+                        kind,
+                        ..records(&["v", "x"])
+                    },
+                )
+                .await;
+            let times = if held == "/get" { ALWAYS } else { 1 };
+            let gate = Gate::new();
+            // The first delete is the flush.
+            if held == "/delete" {
+                stage.b().fault(held, 1, Fault::None);
+            }
+            stage.b().fault(held, times, Fault::Held(gate.clone()));
+            stage.b().forget_requests();
+            stage.heal();
+            stage
+                .eventually("it is in the middle", || {
+                    stage.b().saw(held) > usize::from(held == "/delete")
+                })
+                .await;
+            let successor = Stage::over(18, stage.nodes.clone(), stage.journal.clone(), |_| {}).await;
+            stage.b().heal();
+            gate.open();
+            for node in [A, B] {
+                successor.up(node).await;
+            }
+            let c = successor.find("c");
+            assert_eq!(successor.usable(&c), [A], "{held} {kind:?}");
+            assert_eq!(successor.upsert(&c, "x", 2).await.status, 200);
+            successor.heal();
+            successor.repaired().await;
+            // What had to be made anew has moved to the end.
+            assert_eq!(sorted(&successor, A), sorted(&successor, B));
+            assert_eq!(successor.contents(B, "c").records.len(), 2);
+            assert_eq!(successor.usable(&c), [A, B]);
+        }
+    }
+}
+
+/// S36: the source that a repair names has become another server: any other that is in step will do.
+#[tokio::test(start_paused = true)]
+async fn s36_a_source_that_is_another_server_now_is_not_waited_for() {
+    let stage = Stage::new(36).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
+    let scope = Scope::Collection(c.clone());
+    let wanted = RepairWanted {
+        source: Some(B),
+        ..records(&["x"])
+    };
+    // Written when the node was another one: its name stands for nobody now.
+    stage.core.cluster.node(B).remember("another", 0);
+    jobs::want(&stage.core, &scope, B, wanted).await;
+    stage.core.cluster.node(B).remember("this one", 0);
     stage.heal();
     stage.repaired().await;
     stage.assert_converged();

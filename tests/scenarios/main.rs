@@ -5,10 +5,12 @@
 
 mod doubt;
 mod existing;
+mod fault_points;
 mod harness;
 mod harness_works;
 mod identity;
 mod identity_of_nodes;
+mod journal_away;
 mod limits;
 mod mirror;
 mod namespace;

@@ -17,6 +17,7 @@ use crate::harness::{Stage, eventually, scenarios};
 scenarios! {
     an_empty_replica_fills_itself_beside_a_full_primary: sqlite;
     a_wiped_node_is_filled_again_under_load: sqlite;
+    a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_alone: sqlite;
     a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt: sqlite;
 }
 
@@ -261,4 +262,72 @@ async fn a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt(st
 async fn ask(api: &Api, id: &str, query: &Value) {
     let found = api.op(id, "query", query).await.ok().json();
     assert_eq!(found["ids"][0].as_array().map(Vec::len), Some(3));
+}
+
+/// Runs a comparison to its end.
+async fn compare(admin: &Api, query: &str) -> Value {
+    let path = format!("/admin/verify?{query}");
+    let id = admin.post(&path, &json!({})).await.ok().json()["id"].clone();
+    let path = format!("/admin/verify/{}", id.as_str().expect("an id"));
+    eventually(Duration::from_secs(60), "compared", || async {
+        let report = admin.get_path(&path).await.ok().json();
+        match report["finished_at"].is_string() {
+            true => Ok(report),
+            false => Err(format!("{report:#}")),
+        }
+    })
+    .await
+}
+
+async fn a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_alone(stage: Stage) {
+    let cluster = stage.cluster().await;
+    let api = cluster.api.clone();
+    let extra = json!({"configuration": {"hnsw": {"space": "cosine"}}});
+    let id = api.create_collection("many", extra).await.ok().id();
+    let mut rng = Rng::new(stage.seed);
+    let mut batch = Batch::default();
+    for _ in 0..3 {
+        batch = Batch::random(&mut rng, "x", 1000, 8);
+        api.op(&id, "upsert", &batch.json()).await.ok();
+    }
+    let admin = cluster.diptych.admin();
+    let report = compare(&admin, "").await;
+    assert_eq!(report["differing"], 0, "{report:#}");
+    let behind = cluster.b.api();
+    let there = behind.by_name("many").await.ok().id();
+    let changed: BTreeSet<String> = (0..100).map(|n| format!("x-{}", n * 10)).collect();
+    let some: Vec<&String> = changed.iter().collect();
+    let documents = json!({"ids": some[..50], "documents": vec!["tampered"; 50]});
+    behind.op(&there, "update", &documents).await.ok();
+    let vectors = json!({"ids": some[50..90], "embeddings": vec![vec![1, 0, 0, 0, 0, 0, 0, 1]; 40]});
+    behind.op(&there, "update", &vectors).await.ok();
+    behind.op(&there, "delete", &json!({"ids": some[90..]})).await.ok();
+    for query in ["", "repair=true"] {
+        let report = compare(&admin, query).await;
+        let named = report["findings"][0]["ids"].as_array().cloned().unwrap_or_default();
+        let named: BTreeSet<String> = named.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        assert_eq!(named, changed, "{report:#}");
+    }
+    cluster.diptych.wait_drained().await;
+    assert_eq!(same_ids(&cluster.a, &cluster.b, &id, &there).await, batch.ids.len());
+    let report = compare(&admin, "").await;
+    assert_eq!(report["differing"], 0, "{report:#}");
+}
+
+/// Compares two collections by what they hold, in any order.
+async fn same_ids(a: &ChromaNode, b: &ChromaNode, on_a: &str, on_b: &str) -> usize {
+    let include = json!({"include": ["embeddings", "documents", "metadatas", "uris"]});
+    let mut sides = vec![];
+    for (node, id) in [(a, on_a), (b, on_b)] {
+        let answer = node.api().op(id, "get", &include).await.ok().json();
+        let mut records = crate::harness::compare::records_of(&answer).expect("records");
+        records.sort_by(|x, y| x.id.cmp(&y.id));
+        sides.push(records);
+    }
+    assert_eq!(sides[0].len(), sides[1].len());
+    for (a, b) in sides[0].iter().zip(&sides[1]) {
+        assert_eq!(a.id, b.id);
+        a.same_as(b, true).unwrap_or_else(|why| panic!("{}: {why}", a.id));
+    }
+    sides[0].len()
 }

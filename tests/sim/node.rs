@@ -162,7 +162,10 @@ impl SimNode {
     /// A copy of its folder takes the place of it: while it is down.
     pub fn restore(&self, folder: Chroma) {
         self.world.say(self.name, || "restored from a copy".to_owned());
-        self.inner.lock().chroma = folder;
+        let mut inner = self.inner.lock();
+        inner.chroma = folder;
+        let seed = inner.rng.next();
+        inner.chroma.reseed(seed);
     }
 
     pub fn is_down(&self) -> bool {

@@ -9,7 +9,7 @@ use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::{SharedEnv, within};
 use diptych::journal::Log;
-use diptych::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, recover};
+use diptych::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use diptych::repair::repair_node;
 use tokio::sync::oneshot;
 
@@ -85,6 +85,7 @@ async fn boot(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
     core.env.spawn(Box::pin(look_around(core.clone())));
     core.env.spawn(Box::pin(recover(core.clone())));
     core.env.spawn(Box::pin(keep_suspects(core.clone())));
+    core.env.spawn(Box::pin(keep_unprotected(core.clone())));
     let mut changes = core.cluster.watch_changes();
     let settled = async {
         while !core.cluster.is_settled() {

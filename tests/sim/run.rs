@@ -327,6 +327,9 @@ impl Stage {
         if core.recovering() > 0 {
             return Some("the last stop is not recovered from".to_owned());
         }
+        if core.unprotected.is_open() {
+            return Some("what was written without the log is not verified".to_owned());
+        }
         let suspects = core.suspects.lock();
         if !suspects.is_empty() {
             return Some(format!("suspects: {suspects:?}"));

@@ -65,6 +65,11 @@ impl Chroma {
         new
     }
 
+    /// UUIDs made from here on are others than those of a copy.
+    pub fn reseed(&mut self, seed: u64) {
+        self.rng = Rng::new(seed);
+    }
+
     fn clear(&mut self) {
         self.tenants = BTreeSet::from(["default_tenant".to_owned()]);
         self.databases = BTreeMap::from([(place("default_tenant", "default_database"), Uuid::nil())]);
@@ -106,6 +111,18 @@ impl Chroma {
         let collection = self.collections.get_mut(&id).expect("found");
         let (status, answer) = collection.write(write, body, false);
         assert!(status < 300, "{answer}");
+    }
+
+    /// A collection that was deleted is there all the same, under the UUID that it had.
+    pub fn bring_back(&mut self, name: &str, id: Uuid) {
+        self.create(
+            "default_tenant".to_owned(),
+            "default_database".to_owned(),
+            &json!({ "name": name }),
+        );
+        let made = self.id_of(name).expect("created");
+        let collection = self.collections.remove(&made).expect("created");
+        self.collections.insert(id, collection);
     }
 
     /// Loses a collection behind everybody's back.

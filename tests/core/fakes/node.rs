@@ -238,6 +238,13 @@ impl FakeNode {
         self.inner.lock().seen.clear();
     }
 
+    /// Requests of clients to paths that end so.
+    pub fn saw(&self, end: &str) -> usize {
+        let inner = self.inner.lock();
+        let seen = inner.seen.iter().filter(|seen| !seen.is_our_own());
+        seen.filter(|seen| seen.path.ends_with(end)).count()
+    }
+
     /// The record writes of clients that reached the node: operation and body.
     pub fn record_writes(&self) -> Vec<(&'static str, Value)> {
         let inner = self.inner.lock();

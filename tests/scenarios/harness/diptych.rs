@@ -29,6 +29,8 @@ pub struct Diptych {
     file: PathBuf,
     log: PathBuf,
     process: Option<Process>,
+    /// The fault point at which the next process dies.
+    fault: Option<String>,
 }
 
 pub const HEALTH: &str = "{ interval: 200ms, timeout: 500ms, unhealthy_after: 2, healthy_after: 2 }";
@@ -63,6 +65,7 @@ impl Diptych {
             file,
             log: dir.join("diptych.log"),
             process: None,
+            fault: None,
         }
     }
 
@@ -103,6 +106,11 @@ impl Diptych {
         .await;
     }
 
+    /// The next process that is started dies at this fault point (`diptych::fault`).
+    pub fn arm(&mut self, fault: &str) {
+        self.fault = Some(fault.to_owned());
+    }
+
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         self.kill9();
@@ -110,6 +118,10 @@ impl Diptych {
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(&self.file);
         command.current_dir(self.file.parent().expect("a folder"));
+        match self.fault.take() {
+            Some(fault) => command.env("DIPTYCH_FAULT", fault),
+            None => command.env_remove("DIPTYCH_FAULT"),
+        };
         self.process = Some(Process::spawn(command, &self.log, libc::SIGKILL).expect("the diptych binary"));
     }
 

@@ -12,6 +12,7 @@ pub mod load;
 pub mod postgres;
 pub mod process;
 pub mod workload;
+pub mod writer;
 
 use std::fmt::Display;
 use std::future::Future;

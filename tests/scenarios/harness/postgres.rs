@@ -104,9 +104,8 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
-        command
-            .arg("-c")
-            .arg(format!("unix_socket_directories={}", self.dir.display()));
+        // None: their paths have a limit, and everything goes over 127.0.0.1.
+        command.args(["-c", "unix_socket_directories="]);
         // SIGQUIT is Postgres' immediate shutdown: it also releases its shared memory.
         Process::spawn(command, &self.log, libc::SIGQUIT).expect("postgres")
     }
@@ -119,6 +118,20 @@ impl Postgres {
                 process.wait(Duration::from_secs(60)).is_some(),
                 "Postgres stops on SIGINT"
             );
+        }
+    }
+
+    /// Stops or continues every process of the cluster: connections stay, and nothing answers.
+    pub fn freeze(&mut self, frozen: bool) {
+        let Some(process) = &self.process else { return };
+        let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
+        let postmaster = process.id();
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        let children = children.unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in std::iter::once(postmaster as i32).chain(pids) {
+            // SAFETY: the postmaster is our child and not reaped; its children are its own while it does not run.
+            unsafe { libc::kill(pid, signal) };
         }
     }
 

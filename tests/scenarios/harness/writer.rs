@@ -1,0 +1,86 @@
+//! A client that writes through crashes and knows what was acknowledged.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::api::Api;
+use super::cluster::Cluster;
+use super::compare::{DEFAULT, compare_nodes};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Records that are written over and over.
+const RECORDS: u64 = 20;
+
+/// Writes records one after the other and knows what was acknowledged.
+pub struct Writer {
+    pub api: Api,
+    pub id: String,
+    /// The value of the last write.
+    pub next: u64,
+    /// The last value sent, and the last acknowledged, of each record.
+    sent: BTreeMap<String, u64>,
+    pub acked: BTreeMap<String, u64>,
+}
+
+impl Writer {
+    pub async fn new(cluster: &Cluster) -> Writer {
+        Writer {
+            api: Api::direct(&cluster.diptych.url()),
+            id: cluster.api.collection("records").await,
+            next: 0,
+            sent: BTreeMap::new(),
+            acked: BTreeMap::new(),
+        }
+    }
+
+    /// Writes once. `Err`: there is nobody there.
+    pub async fn write(&mut self) -> Result<u16, String> {
+        self.next += 1;
+        let n = self.next;
+        let record = format!("r{}", n % RECORDS);
+        self.sent.insert(record.clone(), n);
+        let body =
+            json!({"ids": [record], "embeddings": [[n, 1]], "documents": [n.to_string()], "metadatas": [{"n": n}]});
+        let answer = self.api.try_op(&self.id, "upsert", &body).await?;
+        if answer.status == 200 {
+            self.acked.insert(record, n);
+        }
+        Ok(answer.status)
+    }
+
+    /// Writes until so many were acknowledged.
+    pub async fn acked(&mut self, count: usize) {
+        let end = Instant::now() + PATIENCE;
+        let mut acked = 0;
+        while acked < count {
+            let outcome = self.write().await;
+            acked += usize::from(outcome == Ok(200));
+            assert!(
+                Instant::now() < end,
+                "only {acked} of {count} writes were acknowledged; {outcome:?}"
+            );
+        }
+    }
+
+    /// Every record has a value that was sent last, or acknowledged, or something in between.
+    pub async fn check(&self, cluster: &Cluster) {
+        let dump = compare_nodes(&[&cluster.a, &cluster.b], &[DEFAULT]).await;
+        let dump = dump.unwrap_or_else(|difference| panic!("the nodes differ: {difference}"));
+        let there: BTreeMap<&str, u64> = dump
+            .collection("records")
+            .records
+            .iter()
+            .map(|record| (record.id.as_str(), record.metadata["n"].as_u64().expect("a number")))
+            .collect();
+        for (record, acked) in &self.acked {
+            let value = there.get(record.as_str()).copied().unwrap_or_default();
+            let range = *acked..=self.sent[record];
+            assert!(
+                range.contains(&value),
+                "{record} is {value}, and {range:?} would be right"
+            );
+        }
+    }
+}
