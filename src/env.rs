@@ -18,6 +18,8 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 pub trait Env: Send + Sync + 'static {
     /// Monotonic time since some fixed moment of this process.
     fn now(&self) -> Duration;
+    /// Monotonic time that goes on while the machine is suspended, since some fixed moment: what a lease is measured by.
+    fn boot_now(&self) -> Duration;
     /// Wall clock, for what people read; no decision rests on it.
     fn wall(&self) -> DateTime<Utc>;
     /// Ends after `duration`.
@@ -51,6 +53,14 @@ impl TokioEnv {
 impl Env for TokioEnv {
     fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn boot_now(&self) -> Duration {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call only writes `time`, which lives here. It cannot fail: the clock exists on every Linux.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+        let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+        Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
     }
 
     fn wall(&self) -> DateTime<Utc> {

@@ -156,6 +156,7 @@ pub fn status(core: &Core) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "leader": !core.log.is_fenced(),
         "term": core.log.term(),
+        "holder": core.log.holder(),
         "healthy_instances": healthy(core),
         "total_instances": core.cluster.len(),
         "instances": instances,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
@@ -42,6 +42,8 @@ pub struct Collection {
     /// A write with embeddings has succeeded, or a node has told its dimension. Until then a refused write may still
     /// set the dimension on the node that refused it (chroma-facts.md 18.1).
     dimension_known: AtomicBool,
+    /// The node whose order of records pages follow, plus one; 0: the nodes have one order.
+    pinned: AtomicUsize,
     pub pairs: Vec<Pair>,
     pub lane: Lane<QueuedWrite>,
 }
@@ -70,6 +72,15 @@ impl Collection {
 
     pub fn set_dimension_known(&self) {
         self.dimension_known.store(true, Ordering::SeqCst);
+    }
+
+    /// The node that pages are read from, where the nodes may differ in the order of records (schedule S28).
+    pub fn pinned(&self) -> Option<NodeIndex> {
+        self.pinned.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    pub fn pin(&self, node: NodeIndex) {
+        self.pinned.store(node + 1, Ordering::SeqCst);
     }
 
     /// The record as it stands in the journal, without node ids.
@@ -204,6 +215,7 @@ impl Catalog {
             created_at: record.created_at,
             facts: ArcSwap::from_pointee(facts.clone()),
             dimension_known: AtomicBool::new(false),
+            pinned: AtomicUsize::new(0),
             pairs: self.nodes.iter().map(|_| Pair::default()).collect(),
             lane: Lane::new(self.queue_limit),
         });

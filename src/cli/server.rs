@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::{Config, LogPayload};
 use crate::drain::{drain_node, keep_limits};
 use crate::env::{SharedEnv, TokioEnv};
-use crate::journal::{self, Log};
+use crate::journal::{self, Log, Presence};
 use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use crate::proxy::{self, Proxy};
 use crate::repair;
@@ -76,6 +76,7 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
     let threads = conf.threads.max(2);
     let patience = HAND_OVER + LAST_WAIT + Duration::from_secs(conf.grace_period_seconds.unwrap_or_default());
     let lock = format!("{}.lock", conf.upgrade_sock);
+    let folder = Path::new(&lock).parent().map(Path::to_path_buf).unwrap_or_default();
     let opt = Opt {
         upgrade,
         ..Opt::default()
@@ -90,7 +91,7 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
         .enable_all()
         .build()
         .map_err(|error| format!("Cannot start the runtime: {error}."))?;
-    let (core, cluster, env) = runtime.block_on(build_core(&config, &runtime))?;
+    let (core, cluster, env) = runtime.block_on(build_core(&config, &folder, &runtime))?;
     let registry = prometheus::default_registry().clone();
     let metrics = Arc::new(admin::register(&registry, &core).map_err(|error| error.to_string())?);
     let admin = Arc::new(Admin::new(core.clone(), registry, Guard::of(&config.admin)));
@@ -197,11 +198,17 @@ fn finish(core: &Arc<Core>, runtime: Runtime) {
             tracing::warn!("Some work did not end in time.");
         }
         waiting.log.store_low_water().await;
+        waiting.log.release().await;
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
-async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Arc<Cluster>, SharedEnv), String> {
+/// `folder` is for the file that shows whether we live.
+async fn build_core(
+    config: &Config,
+    folder: &Path,
+    runtime: &Runtime,
+) -> Result<(Arc<Core>, Arc<Cluster>, SharedEnv), String> {
     let env: SharedEnv = Arc::new(TokioEnv::new(runtime.handle().clone()));
     let nodes = config.nodes.iter().enumerate().map(|(index, node)| {
         let authority = node.url.authority();
@@ -219,8 +226,7 @@ async fn build_core(config: &Config, runtime: &Runtime) -> Result<(Arc<Core>, Ar
         tries += 1;
         env.sleep(Duration::from_secs(1)).await;
     };
-    let holder = format!("pid {}", std::process::id());
-    let log = Log::take(journal, env.clone(), &holder)
+    let log = Log::take(journal, env.clone(), Presence::here(folder))
         .await
         .map_err(|error| format!("Cannot take the log: {error}."))?;
     let settings = Settings {

@@ -93,6 +93,7 @@ impl BackgroundService for Ending {
             let busy = self.metrics.requests_in_flight() > 0 || self.core.counters.jobs.load(Ordering::SeqCst) > 0;
             quiet = if busy { 0 } else { quiet + 1 };
         }
+        self.core.log.release().await;
         self.at_end.run();
         tracing::info!("Nothing is under way any more. Good bye.");
         std::process::exit(0);

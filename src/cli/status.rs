@@ -102,8 +102,8 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
         Health::Unavailable => "unavailable",
     };
     let role = match status["leader"].as_bool() {
-        Some(true) => "writes the log",
-        _ => "has been replaced by another proxy as the log's writer",
+        Some(true) => format!("writes the log as {}", text(&status["holder"])),
+        _ => "has been replaced by another proxy as the log's writer".to_owned(),
     };
     let _ = writeln!(
         page,
@@ -242,7 +242,7 @@ mod tests {
             json!({"name": name, "url": format!("http://127.0.0.1:{port}"), "healthy": true, "up": true,
                    "in_sync": true, "pending_writes": 0, "oldest_pending": null, "last_error": null})
         };
-        json!({"version": "0.1.0", "leader": true, "term": 3, "healthy_instances": 2, "total_instances": 2,
+        json!({"version": "0.1.0", "leader": true, "term": 3, "holder": "pid 7 on alpha", "healthy_instances": 2, "total_instances": 2,
                "instances": [node("primary", 8001), node("replica", 8002)],
                "wal": {"journal": "SQLite file x", "available": true, "pending_writes": 0, "total_replayed": 5,
                        "failed_replays": 0, "parked": 0, "is_replaying": false},

@@ -206,7 +206,15 @@ async fn adopt(
         return Step::Stop(End::Done);
     };
     core.compare_outcome(row.lsn, true);
-    let scope_is_empty = !existed || is_empty(core, node, tenant, database, id).await;
+    let mut adopted = vec![core.node_id_change(generation, node, id)];
+    if existed {
+        // A leftover with this name: what is in it is not ours. If the collection is deleted by now, it goes as a whole
+        // with the entry that follows.
+        match core.adoption(generation, (tenant, database), node, id).await {
+            Some(adoption) => adopted = adoption.changes,
+            None => return Step::Stop(End::Pause),
+        }
+    }
     // Two nodes that are drained side by side must not both make it known, each with its own id.
     let _one_at_a_time = core.settling.lock().await;
     let mut changes = vec![];
@@ -216,20 +224,9 @@ async fn adopt(
         ));
     }
     let known = core.catalog.by_generation(generation);
-    if !scope_is_empty && known.is_none_or(|collection| !collection.is_deleted()) {
-        // A leftover with this name: it is adopted, but what is in it is not ours. If it is deleted by now, it goes as
-        // a whole with the entry that follows.
-        let wanted = RepairWanted::whole(row.lsn, "a collection of this name was there already");
-        changes.push(Change::InsertRepair(core.new_repair(node, Some(generation), wanted)));
+    if known.is_some_and(|collection| collection.is_deleted()) {
+        adopted.retain(|change| matches!(change, Change::PutNodeId { .. }));
     }
-    changes.push(core.node_id_change(generation, node, id));
+    changes.extend(adopted);
     finish(core, node, &Scope::Namespace, std::slice::from_ref(row), changes).await
-}
-
-async fn is_empty(core: &Arc<Core>, node: NodeIndex, tenant: &str, database: &str, id: Uuid) -> bool {
-    let path = node_path::record(tenant, database, id, "count");
-    match core.bounded_read(node, NodeRequest::get(path)).await {
-        Some(response) => response.is_success() && response.body.as_ref() == b"0",
-        None => false,
-    }
 }

@@ -247,6 +247,7 @@ pub struct SnapshotRows<R> {
     pub backlogs: Vec<R>,
     pub nodes: Vec<R>,
     pub suspects: Vec<R>,
+    pub pins: Vec<R>,
     pub low_water: i64,
     pub intents: Vec<Intent>,
 }
@@ -270,6 +271,7 @@ impl<R: Columns> SnapshotRows<R> {
             backlogs: self.backlogs.iter().map(backlog).collect::<Result<_, _>>()?,
             nodes: self.nodes.iter().map(node).collect::<Result<_, _>>()?,
             suspects: self.suspects.iter().map(suspect).collect::<Result<_, _>>()?,
+            pins: self.pins.iter().map(pin).collect::<Result<_, _>>()?,
             low_water: self.low_water,
             intents: self.intents,
         })
@@ -334,6 +336,10 @@ fn suspect(row: &impl Columns) -> Result<SuspectRow, CodecError> {
         step: i32::try_from(row.int(4)?)?,
         due_at: row.time(5)?,
     })
+}
+
+fn pin(row: &impl Columns) -> Result<(Generation, String), CodecError> {
+    Ok((row.int(0)?, untext(row.str(1)?)))
 }
 
 fn backlog(row: &impl Columns) -> Result<Backlog, CodecError> {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, oneshot};
 
+use super::lease::{LEASE, Presence, acquire};
 use super::{Change, Commit, Intent, Journal, JournalError, Lsn, first_lsn};
 use crate::env::{SharedEnv, within};
 
@@ -24,6 +25,24 @@ const GROUP_BYTES: usize = 4 << 20;
 /// How long a writer waits for its intent, with those before it.
 const INTEND: Duration = Duration::from_secs(15);
 
+/// A journal that did not answer is known to be away for so long. Longer than one check and the pause after it, so that
+/// only a process that stood still meanwhile forgets.
+const AWAY: Duration = Duration::from_secs(20);
+/// How often a lease that has run out is renewed before it is given up; more than once is a process that keeps standing
+/// still.
+const RENEWALS: usize = 3;
+/// How long giving back the lease may hold up the end of the process.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// Whether this process may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    Ours,
+    Lost,
+    /// The lease has run out and the journal does not answer: nobody knows.
+    Unknown,
+}
+
 /// What this process holds of the journal.
 pub struct Log {
     journal: Arc<dyn Journal>,
@@ -37,6 +56,15 @@ pub struct Log {
     stored_low_water: AtomicI64,
     available: AtomicBool,
     fenced: AtomicBool,
+    presence: Presence,
+    /// We gave the lease back, and commit nothing more.
+    released: AtomicBool,
+    /// On the clock of [`crate::env::Env::boot_now`], in nanoseconds: until when the lease runs at least, and until when
+    /// the journal is known to be away.
+    lease_end: AtomicU64,
+    away_end: AtomicU64,
+    /// Held by the one that checks a lease which has run out; the others wait for its answer.
+    checking: tokio::sync::Mutex<()>,
 }
 
 /// Positions given out, and which of them are of entries that may still be somewhere (rule R3).
@@ -68,10 +96,19 @@ impl Log {
     /// Takes the term: from here on this process is the writer.
     ///
     /// # Errors
-    /// Those of the journal; nothing is held then.
-    pub async fn take(journal: Arc<dyn Journal>, env: SharedEnv, holder: &str) -> Result<Self, JournalError> {
-        let term = journal.take_term(holder).await?;
+    /// Those of the journal; nothing is held then. [`JournalError::Held`]: the holder is alive.
+    pub async fn take(journal: Arc<dyn Journal>, env: SharedEnv, presence: Presence) -> Result<Self, JournalError> {
+        let taken = acquire(&journal, &env, &presence.holder).await;
+        if matches!(taken, Err(JournalError::Held(_) | JournalError::Refused(_))) {
+            presence.remove_file();
+        }
+        let (term, asked) = taken?;
         Ok(Self {
+            presence,
+            released: AtomicBool::new(false),
+            lease_end: AtomicU64::new(nanos(asked + LEASE)),
+            away_end: AtomicU64::new(0),
+            checking: tokio::sync::Mutex::default(),
             journal,
             env,
             term: AtomicI64::new(term),
@@ -89,6 +126,11 @@ impl Log {
 
     pub fn term(&self) -> i64 {
         self.term.load(Ordering::SeqCst)
+    }
+
+    /// The holder of the lease, for people; `None`: another proxy.
+    pub fn holder(&self) -> Option<&str> {
+        (!self.is_fenced()).then_some(self.presence.holder.name.as_str())
     }
 
     pub fn journal(&self) -> &Arc<dyn Journal> {
@@ -264,6 +306,9 @@ impl Log {
 
     async fn attempt(&self, commit: &Commit) -> Result<(), JournalError> {
         let _steady = self.steady.read().await;
+        if self.released.load(Ordering::SeqCst) {
+            return Err(JournalError::Refused("the lease was given back".to_owned()));
+        }
         self.journal.commit(self.term(), commit).await
     }
 
@@ -280,9 +325,67 @@ impl Log {
         false
     }
 
-    /// Asks the journal whether it is there and we are still its writer.
+    /// Asked right before a write is sent and right before it is acknowledged (schedule S2). A process that stood still
+    /// for longer than its lease may have been replaced: it asks the journal before it does anything.
+    ///
+    /// What remains is the time between this answer and what is done with it; Chroma cannot fence.
+    pub async fn hold(&self) -> Hold {
+        if let Some(hold) = self.hold_without_asking() {
+            return hold;
+        }
+        let _one_asks = self.checking.lock().await;
+        for _ in 0..RENEWALS {
+            if let Some(hold) = self.hold_without_asking() {
+                return hold;
+            }
+            self.check().await;
+        }
+        self.hold_without_asking().unwrap_or(Hold::Lost)
+    }
+
+    fn hold_without_asking(&self) -> Option<Hold> {
+        if self.is_fenced() {
+            return Some(Hold::Lost);
+        }
+        let now = nanos(self.env.boot_now());
+        if now < self.lease_end.load(Ordering::SeqCst) {
+            return Some(Hold::Ours);
+        }
+        let away = !self.available.load(Ordering::SeqCst) && now < self.away_end.load(Ordering::SeqCst);
+        away.then_some(Hold::Unknown)
+    }
+
+    /// Gives the lease back at the end of the process: the next one need not wait. Nothing is committed from here on.
+    pub async fn release(&self) {
+        let released = within(&self.env, RELEASE, async {
+            let _alone = self.steady.write().await;
+            if self.released.swap(true, Ordering::SeqCst) || self.is_fenced() {
+                return true;
+            }
+            let commit = vec![Change::ReleaseLease];
+            self.journal.commit(self.term(), &commit).await.is_ok()
+        });
+        // As long as the lease speaks of our file, a successor has to find it.
+        match released.await {
+            Some(true) => self.presence.remove_file(),
+            _ => tracing::warn!("The lease could not be given back: it ends by itself."),
+        }
+    }
+
+    /// Asks the journal whether it is there and we are still its writer, and renews the lease. Only this does: the lease
+    /// runs as long as the journal says, and other commits do not tell it.
     pub async fn check(&self) {
-        let answer = self.attempt(&Commit::new()).await;
+        let asked = self.env.boot_now();
+        let answer = self.attempt(&vec![Change::RenewLease]).await;
+        match &answer {
+            Ok(()) => {
+                self.lease_end.fetch_max(nanos(asked + LEASE), Ordering::SeqCst);
+            }
+            Err(_) => {
+                let end = nanos(self.env.boot_now() + AWAY);
+                self.away_end.store(end, Ordering::SeqCst);
+            }
+        }
         if let Err(JournalError::Fenced { found, ours }) = &answer
             && !self.fenced.swap(true, Ordering::SeqCst)
         {
@@ -296,4 +399,8 @@ impl Log {
             }
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

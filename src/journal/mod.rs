@@ -21,13 +21,15 @@ use uuid::Uuid;
 use crate::chroma::{Generation, Op};
 
 mod codec;
+mod lease;
 mod log;
 pub mod postgres;
 mod sql;
 pub mod sqlite;
 mod store;
 
-pub use log::Log;
+pub use lease::{Holder, LEASE, Lease, Presence, SKEW};
+pub use log::{Hold, Log};
 
 /// Position of an entry in the log. The term that made it is in the upper bits, so positions grow across restarts
 /// without a round trip: see [`first_lsn`].
@@ -193,6 +195,8 @@ pub struct Snapshot {
     pub backlogs: Vec<Backlog>,
     pub nodes: Vec<NodeRecord>,
     pub suspects: Vec<SuspectRow>,
+    /// Collections whose pages come from one node: generation and node.
+    pub pins: Vec<(Generation, String)>,
     /// Every entry up to here is applied or covered, on every node.
     pub low_water: Lsn,
     /// Intents above the low-water mark, by LSN: what was under way when the last writer ended.
@@ -239,7 +243,12 @@ pub enum Change {
     /// Nothing when a row with this id exists.
     InsertRepair(RepairRow),
     RemoveRepairs(Vec<Uuid>),
-    /// All repair rows and suspects of a collection (it was deleted).
+    /// The nodes may hold this collection's records in different orders: pages are read from this one (schedule S28).
+    PinReads {
+        generation: Generation,
+        node: String,
+    },
+    /// All repair rows and suspects of a collection, and its pin (it was deleted).
     RemoveRepairsOf(Generation),
     ParkRepair {
         id: Uuid,
@@ -250,6 +259,10 @@ pub enum Change {
     Intend(Intent),
     /// Never moves back.
     SetLowWater(Lsn),
+    /// The lease runs for [`LEASE`] from now on, by the clock of the journal.
+    RenewLease,
+    /// The lease is anybody's from now on.
+    ReleaseLease,
     /// Inserts or replaces.
     PutNode(NodeRecord),
     /// Forgets the UUIDs of all collections on a node: it is not the server that had them.
@@ -314,6 +327,9 @@ pub enum JournalError {
     /// `Ok`, because a later `Refused` speaks of that attempt only.
     #[error("journal outcome unknown: {0}")]
     Uncertain(String),
+    /// Another writer holds the lease; certain: the term is not ours.
+    #[error("it is {0}")]
+    Held(Box<Lease>),
     /// Another writer has taken over; certain: nothing was written.
     #[error("another proxy took over the journal (term {found}, ours {ours})")]
     Fenced { found: i64, ours: i64 },
@@ -322,9 +338,12 @@ pub enum JournalError {
 /// The durable log, the same for Postgres and SQLite.
 #[async_trait]
 pub trait Journal: Send + Sync + 'static {
-    /// Becomes the writer: moves the term on and returns it. Commits of earlier terms are refused from here on.
-    /// `holder` is for people: host, process id, address.
-    async fn take_term(&self, holder: &str) -> Result<i64, JournalError>;
+    /// Becomes the writer: moves the term on, returns it, and renews the lease. Commits of earlier terms are refused
+    /// from here on. Refused as [`JournalError::Held`] while another holds the lease, and for [`SKEW`] after its end;
+    /// not, if that one's term is `dead`: the caller knows that its process is gone.
+    async fn take_term(&self, holder: &Holder, dead: Option<i64>) -> Result<i64, JournalError>;
+    /// Whether no other process can have this journal open: then whoever held its lease is dead.
+    fn keeps_others_out(&self) -> bool;
     /// The writer of `term` moves its own term on to at least `to`: its journal was restored from a backup, and the
     /// nodes have seen later positions.
     async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError>;

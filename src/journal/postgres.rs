@@ -95,6 +95,7 @@ async fn migrate(options: &PgConnectOptions) -> Result<(), JournalError> {
 impl Backend for PostgresBackend {
     type Db = Postgres;
     const DIALECT: Dialect = Dialect::Postgres;
+    const KEEPS_OTHERS_OUT: bool = false;
     const BEGIN_ALONE: &'static str =
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; LOCK TABLE diptych_lease IN EXCLUSIVE MODE";
     const BEGIN_WITH_TERM: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::codec::{CodecError, StoredIntent, StoredPayload, text};
-use super::{Change, CollectionRecord, Commit, DatabaseRecord, Lsn, NodeRecord, RepairRow, SuspectRow};
+use super::{Change, CollectionRecord, Commit, DatabaseRecord, Holder, LEASE, Lsn, NodeRecord, RepairRow, SuspectRow};
 use crate::chroma::Generation;
 
 /// Bounds of one multi-row insert: rows, and bytes of bodies and lists of ids.
@@ -215,6 +215,7 @@ pub const BACKLOGS: &str = "SELECT node, generation, COUNT(*), CAST(SUM(body_byt
      MIN(created_at) FROM diptych_payload_rows GROUP BY node, generation ORDER BY node, generation";
 
 pub const NODES: &str = "SELECT node, marker, checkpoint FROM diptych_nodes ORDER BY node";
+pub const PINS: &str = "SELECT generation, node FROM diptych_read_pins";
 pub const SUSPECTS: &str = "SELECT id, node, generation, ids, step, due_at FROM diptych_suspects ORDER BY due_at, id";
 pub const LOW_WATER: &str = low_water!();
 
@@ -245,11 +246,44 @@ pub fn ask(sql: &'static str) -> Statement {
 }
 
 /// Moves the term on and returns it.
-pub fn take_term(holder: &str, now: DateTime<Utc>) -> Statement {
+pub fn take_term(holder: &Holder, now: DateTime<Utc>) -> Statement {
     Statement::new(
-        "UPDATE diptych_lease SET term = term + 1, holder = $1, taken_at = $2 RETURNING term",
-        vec![string(holder), Value::Time(now)],
+        "UPDATE diptych_lease SET term = term + 1, holder = $1, taken_at = $2, host = $3, lock_file = $4 RETURNING term",
+        vec![
+            string(&holder.name),
+            Value::Time(now),
+            string(&holder.host),
+            opt_string(holder.lock_file.as_deref()),
+        ],
     )
+}
+
+/// The lease: term, holder, host, lock file, and the milliseconds that it runs, by the database's clock; NULL when
+/// nobody holds it.
+pub fn lease(dialect: Dialect) -> Statement {
+    ask(match dialect {
+        Dialect::Postgres => {
+            "SELECT term, holder, host, lock_file, \
+             CAST(EXTRACT(EPOCH FROM expires_at - clock_timestamp()) * 1000 AS BIGINT) \
+             FROM diptych_lease CROSS JOIN diptych_lease_end"
+        }
+        Dialect::Sqlite => {
+            "SELECT term, holder, host, lock_file, \
+             CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) \
+             FROM diptych_lease CROSS JOIN diptych_lease_end"
+        }
+    })
+}
+
+/// From now on the lease runs for its whole time.
+pub fn renew_lease(dialect: Dialect) -> Statement {
+    let sql = match dialect {
+        Dialect::Postgres => "UPDATE diptych_lease_end SET expires_at = clock_timestamp() + $1 * INTERVAL '1 second'",
+        Dialect::Sqlite => {
+            "UPDATE diptych_lease_end SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', $1 || ' seconds')"
+        }
+    };
+    Statement::new(sql, vec![Value::Int(LEASE.as_secs().cast_signed())])
 }
 
 /// Moves the term on to at least `to` and returns it.
@@ -440,6 +474,7 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             };
             run(sql, vec![Value::Ids(ids.clone())]);
         }
+        Change::PinReads { generation, node } => run(PIN_READS, vec![Value::Int(*generation), string(node)]),
         Change::RemoveRepairsOf(generation) => {
             run(
                 "DELETE FROM diptych_repair_rows WHERE generation = $1",
@@ -447,6 +482,10 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             );
             run(
                 "DELETE FROM diptych_suspects WHERE generation = $1",
+                vec![Value::Int(*generation)],
+            );
+            run(
+                "DELETE FROM diptych_read_pins WHERE generation = $1",
                 vec![Value::Int(*generation)],
             );
         }
@@ -467,6 +506,7 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             run("DELETE FROM diptych_payload_rows", Vec::new());
             run("DELETE FROM diptych_repair_rows", Vec::new());
             run("DELETE FROM diptych_suspects", Vec::new());
+            run("DELETE FROM diptych_read_pins", Vec::new());
             run("DELETE FROM diptych_databases", Vec::new());
             run("DELETE FROM diptych_collections", Vec::new());
         }
@@ -488,6 +528,8 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
         Change::ParkRepair { id, reason } => run(PARK_REPAIR, vec![Value::Id(*id), string(reason)]),
         Change::UnparkRepair(id) => run(PARK_REPAIR, vec![Value::Id(*id), Value::OptStr(None)]),
         Change::SetLowWater(mark) => steps.push(Step::Mark(*mark)),
+        Change::RenewLease => steps.push(Step::Run(renew_lease(dialect))),
+        Change::ReleaseLease => run("UPDATE diptych_lease_end SET expires_at = NULL", vec![]),
         Change::PutNode(NodeRecord {
             node,
             marker,
@@ -528,6 +570,9 @@ const PARK_REPAIR: &str = "UPDATE diptych_repair_rows SET parked = $2 WHERE id =
 
 const PUT_NODE: &str = "INSERT INTO diptych_nodes (node, marker, checkpoint) VALUES ($1, $2, $3) \
      ON CONFLICT (node) DO UPDATE SET marker = excluded.marker, checkpoint = excluded.checkpoint";
+
+const PIN_READS: &str = "INSERT INTO diptych_read_pins (generation, node) VALUES ($1, $2) \
+     ON CONFLICT (generation) DO UPDATE SET node = excluded.node";
 
 const PUT_SUSPECT: &str = "INSERT INTO diptych_suspects (id, node, generation, ids, step, due_at) \
      VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET node = excluded.node, \

@@ -122,6 +122,8 @@ fn lock(path: &std::path::Path) -> Result<File, JournalError> {
 impl Backend for SqliteBackend {
     type Db = Sqlite;
     const DIALECT: Dialect = Dialect::Sqlite;
+    /// By the lock file.
+    const KEEPS_OTHERS_OUT: bool = true;
     const BEGIN_ALONE: &'static str = "BEGIN IMMEDIATE";
     const BEGIN_WITH_TERM: &'static str = "BEGIN IMMEDIATE; SELECT term, intents FROM diptych_lease";
     const BEGIN_SNAPSHOT: &'static str = "BEGIN";

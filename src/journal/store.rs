@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::codec::{self, Columns, SnapshotRows, StoredPayload};
 use super::sql::{self, Dialect, Side, Statement, Step};
-use super::{Change, Commit, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
+use super::{Change, Commit, Holder, Intent, Journal, JournalError, Lease, Lsn, PayloadRow, SKEW, Snapshot};
 use crate::chroma::Generation;
 
 /// Deadline of a call, from asking for a connection to the answer.
@@ -39,6 +39,8 @@ const LARGE: usize = 128 << 10;
 pub trait Backend: Send + Sync + 'static {
     type Db: Database<Row: Columns>;
     const DIALECT: Dialect;
+    /// See [`Journal::keeps_others_out`].
+    const KEEPS_OTHERS_OUT: bool;
     /// Begins a transaction that may change the term: it waits for those that hold it and keeps out new ones.
     const BEGIN_ALONE: &'static str;
     /// Begins a transaction that writes, and answers the term, which stays as it is until the transaction ends, and the
@@ -130,13 +132,22 @@ impl<B: Backend> Store<B> {
         finish::<B>(session, sent).await
     }
 
-    async fn next_term(&self, holder: &str, sent: &AtomicBool) -> Result<i64, JournalError> {
+    /// Looks first without keeping anybody out: whoever waits for the lease asks often, and must not hold up the
+    /// commits of its holder.
+    async fn next_term(&self, holder: &Holder, dead: Option<i64>, sent: &AtomicBool) -> Result<i64, JournalError> {
+        let rows = self.question(sql::lease(B::DIALECT)).await?;
+        check_free(&rows, dead)?;
         let mut session = Session::open(self.backend.writers()).await?;
         B::raw(&mut session, B::BEGIN_ALONE).await.map_err(refused)?;
+        let rows = B::fetch(&mut session, sql::lease(B::DIALECT)).await.map_err(refused)?;
+        check_free(&rows, dead)?;
         let rows = B::fetch(&mut session, sql::take_term(holder, Utc::now()))
             .await
             .map_err(refused)?;
         let term = first_int(&rows)?;
+        B::fetch(&mut session, sql::renew_lease(B::DIALECT))
+            .await
+            .map_err(refused)?;
         B::fetch(&mut session, sql::ask(sql::PURGE)).await.map_err(refused)?;
         finish::<B>(session, sent).await?;
         Ok(term)
@@ -229,6 +240,7 @@ impl<B: Backend> Store<B> {
             backlogs: B::fetch(&mut session, sql::ask(sql::BACKLOGS)).await.map_err(refused)?,
             nodes: B::fetch(&mut session, sql::ask(sql::NODES)).await.map_err(refused)?,
             suspects: B::fetch(&mut session, sql::ask(sql::SUSPECTS)).await.map_err(refused)?,
+            pins: B::fetch(&mut session, sql::ask(sql::PINS)).await.map_err(refused)?,
             low_water,
             intents: Self::all_intents(&mut session, low_water).await?,
         };
@@ -295,9 +307,13 @@ async fn finish<B: Backend>(mut session: Session<B::Db>, sent: &AtomicBool) -> R
 
 #[async_trait]
 impl<B: Backend> Journal for Store<B> {
-    async fn take_term(&self, holder: &str) -> Result<i64, JournalError> {
+    async fn take_term(&self, holder: &Holder, dead: Option<i64>) -> Result<i64, JournalError> {
         let sent = AtomicBool::new(false);
-        write_within(CALL, &sent, self.next_term(holder, &sent)).await
+        write_within(CALL, &sent, self.next_term(holder, dead, &sent)).await
+    }
+
+    fn keeps_others_out(&self) -> bool {
+        B::KEEPS_OTHERS_OUT
     }
 
     async fn load(&self) -> Result<Snapshot, JournalError> {
@@ -453,6 +469,26 @@ fn check_term<R: Columns>(rows: &[R], ours: i64) -> Result<(), JournalError> {
     } else {
         Err(JournalError::Fenced { found, ours })
     }
+}
+
+/// Of the row of [`sql::lease`]: may it be taken?
+fn check_free<R: Columns>(rows: &[R], dead: Option<i64>) -> Result<(), JournalError> {
+    let term = first_int(rows)?;
+    let row = &rows[0];
+    let Some(left) = row.opt_int(4).map_err(refused)? else {
+        return Ok(());
+    };
+    let overdue = Duration::from_millis(left.saturating_neg().try_into().unwrap_or_default());
+    if overdue > SKEW || dead == Some(term) {
+        return Ok(());
+    }
+    let holder = Holder {
+        name: row.str(1).map_err(refused)?,
+        host: row.str(2).map_err(refused)?,
+        lock_file: row.opt_str(3).map_err(refused)?,
+    };
+    let left = Duration::from_millis(left.try_into().unwrap_or_default());
+    Err(JournalError::Held(Box::new(Lease { term, holder, left })))
 }
 
 /// Of a row that begins with term and side: the side, if the term is ours.

@@ -42,6 +42,9 @@ const MOST_IDS: usize = 10_000;
 /// Rows that nobody waits for are looked through up to here.
 const MOST_ROWS: usize = 100_000;
 
+/// Reasons of rows that say that a node lost what it had: what it holds does not count.
+pub(crate) const WIPED: &str = "the node was wiped or swapped";
+pub(crate) const RESTORED: &str = "the node was restored from a backup";
 const RESTARTED: &str = "the node was away: what was written since its checkpoint is compared";
 
 /// What a node turns out to be.
@@ -356,7 +359,7 @@ impl Core {
     /// The node is older than it was: everything may be missing. Somebody else must have it, or an operator must accept
     /// that it is lost.
     async fn admit_restored(self: &Arc<Self>, node: NodeIndex, checkpoint: Lsn, remembered: Lsn) -> Result<(), String> {
-        let reason = format!("the node was restored from a backup: it has {checkpoint}, and had {remembered}");
+        let reason = format!("{RESTORED}: it has {checkpoint}, and had {remembered}");
         let _names = self.turn(&Scope::Namespace).await?;
         let alone = self
             .living_collections()
@@ -381,7 +384,7 @@ impl Core {
     /// Wiped, or swapped for another server: what we know of its collections is void.
     async fn admit_changed(self: &Arc<Self>, node: NodeIndex) -> Result<(), String> {
         let _names = self.turn(&Scope::Namespace).await?;
-        self.copy_everything(node, "the node was wiped or swapped").await?;
+        self.copy_everything(node, WIPED).await?;
         let name = self.cluster.node(node).name.clone();
         self.remember(node, vec![Change::ForgetNodeIds { node: name }]).await
     }

@@ -65,6 +65,21 @@ impl Answer {
         Self::error(503, "ServiceUnavailable", reason).retry_after(1)
     }
 
+    /// 503: nothing was done here; the proxy that writes now may do it.
+    pub fn replaced() -> Self {
+        Self::unavailable("Another proxy has taken over the log: this one no longer writes.")
+    }
+
+    /// 504: the nodes answered, but by now another proxy may have written in between.
+    pub fn replaced_meanwhile() -> Self {
+        Self::error(
+            504,
+            "GatewayTimeout",
+            "Another proxy may have taken over the log during this write. It may or may not be applied; it will be the \
+             same on all nodes.",
+        )
+    }
+
     /// 504: it may or may not have been done; all nodes will agree on which.
     pub fn indefinite() -> Self {
         Self::error(

@@ -354,6 +354,13 @@ impl Core {
                     self.uncount_repairs(|row| row.generation == Some(*generation));
                     self.suspects.lock().retain(|_, row| row.generation != *generation);
                 }
+                Change::PinReads { generation, node } => {
+                    if let (Some(collection), Some(node)) =
+                        (self.catalog.by_generation(*generation), self.cluster.index_of(node))
+                    {
+                        collection.pin(node);
+                    }
+                }
                 Change::ParkRepair { id, reason } => self.mark_repair(*id, Some(reason.clone())),
                 Change::UnparkRepair(id) => self.mark_repair(*id, None),
                 Change::ForgetNodeIds { node } => {

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::admit::{RESTORED, WIPED};
 use super::{Answer, Core, RepairWanted, Scope};
 use crate::catalog::Collection;
 use crate::chroma::{CollectionObject, Generation, node_path, parse_collection_list, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
-use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord, RepairKind};
+use crate::journal::{Change, CollectionRecord, Commit, DatabaseRecord, RepairKind, RepairRow};
+use crate::repair::jobs::ASKED;
 
 /// What one node has under a name: `None` if it was not asked or gave no answer.
 type Sighting = Option<Option<CollectionObject>>;
@@ -26,6 +28,19 @@ const PART: usize = 200;
 
 /// In how many databases beside the one in its path an unknown UUID is looked for.
 const OTHER_PLACES: usize = 32;
+
+/// What makes a collection that turned up on a node the copy of a known one.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    pub changes: Commit,
+    /// It holds data that nobody knows: it is compared, and not copied over.
+    pub compared: bool,
+}
+
+/// Whether the row says that what the node holds does not count.
+fn may_overwrite(row: &RepairRow) -> bool {
+    row.reason == WIPED || row.reason == ASKED || row.reason.starts_with(RESTORED)
+}
 
 impl Core {
     /// The collection that a UUID in a path means: the client's id or any node's own.
@@ -65,8 +80,11 @@ impl Core {
                 let found = self.register_name(&tenant, &database, &object.name).await?;
                 if let Some(found) = found.filter(|found| found.node_id(node).is_none() && self.catalog_can_change()) {
                     // Known, but not that this node has it: it was not asked at the time, and has a repair row.
-                    let change = self.node_id_change(found.generation, node, id);
-                    self.commit_or_retry(&Scope::Namespace, vec![], vec![change]).await;
+                    let adopted = self.adoption(found.generation, (&tenant, &database), node, id).await;
+                    let Some(Adoption { changes, .. }) = adopted else {
+                        return Err(Answer::unavailable("No node could be asked for this collection."));
+                    };
+                    self.commit_or_retry(&Scope::Namespace, vec![node], changes).await;
                 }
                 return Ok(self.catalog.by_id(id).filter(|collection| !collection.is_deleted()));
             }
@@ -207,13 +225,67 @@ impl Core {
                     && known.pairs[node].repairs() > 0
                     && self.catalog.by_id(object.id).is_none()
                 {
-                    changes.push(self.node_id_change(known.generation, node, object.id));
+                    let place = (tenant, database);
+                    // What cannot be told now is found again.
+                    let adopted = self.adoption(known.generation, place, node, object.id).await;
+                    changes.extend(adopted.into_iter().flat_map(|adoption| adoption.changes));
                 }
             }
         }
         if self.catalog_can_change() {
             self.commit_or_retry(&Scope::Namespace, vec![], changes).await;
         }
+    }
+
+    /// A collection with the name of a known one turned up on a node that nobody had asked, or that gave no answer. What
+    /// it holds may have been acked (S8): unless it is empty, or the node is known to have lost what it had, it is
+    /// compared, and nothing is copied over it. `None`: it cannot be told now. The caller holds the namespace lane, and
+    /// the node had no UUID for the collection: no copy has begun to write.
+    pub(crate) async fn adoption(
+        self: &Arc<Self>,
+        generation: Generation,
+        (tenant, database): (&str, &str),
+        node: NodeIndex,
+        id: Uuid,
+    ) -> Option<Adoption> {
+        let name = &self.cluster.node(node).name;
+        let its_id = self.node_id_change(generation, node, id);
+        let mut copies = self.repairs.lock().clone();
+        copies.retain(|row| row.generation == Some(generation) && row.node == *name && row.kind.holds_rows());
+        if copies.iter().any(may_overwrite) || self.is_empty(node, tenant, database, id).await? {
+            let changes = vec![its_id];
+            return Some(Adoption {
+                changes,
+                compared: false,
+            });
+        }
+        let source = copies
+            .iter()
+            .find_map(|row| self.cluster.index_of(row.source.as_ref()?));
+        let wanted = RepairWanted {
+            kind: RepairKind::Verify,
+            source,
+            ..RepairWanted::whole(self.log.next_lsn(), "a collection of this name was there already")
+        };
+        let changes = vec![
+            Change::InsertRepair(self.new_repair(node, Some(generation), wanted)),
+            Change::RemoveRepairs(copies.iter().map(|row| row.id).collect()),
+            its_id,
+        ];
+        Some(Adoption {
+            changes,
+            compared: true,
+        })
+    }
+
+    /// Whether a node's collection has no record, hidden ones included (S15).
+    async fn is_empty(self: &Arc<Self>, node: NodeIndex, tenant: &str, database: &str, id: Uuid) -> Option<bool> {
+        if !self.reveal(node, tenant, database, id).await {
+            return None;
+        }
+        let path = node_path::record(tenant, database, id, "count");
+        let response = self.bounded_read(node, NodeRequest::get(path)).await?;
+        response.is_success().then(|| response.body.as_ref() == b"0")
     }
 
     /// [`Core::register_database`] for those who do not hold the namespace lane.

@@ -181,6 +181,9 @@ impl Core {
     }
 
     async fn send_once(&self, node: NodeIndex, op: &Op, request: NodeRequest, ids: Ids) -> Result<NodeAnswer, Locked> {
+        if !self.may_write(op).await {
+            return Ok(NodeAnswer::skipped());
+        }
         let sent = self.env.now();
         let answer = self.send(node, request).await;
         let took = self.env.now().saturating_sub(sent);

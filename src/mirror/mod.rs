@@ -35,7 +35,7 @@ use crate::chroma::{DeleteBody, Generation, Op};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::config::{Heal, WhenUnavailable};
 use crate::env::SharedEnv;
-use crate::journal::{JournalError, Log, Lsn, RepairRow, SuspectRow};
+use crate::journal::{Change, JournalError, Log, Lsn, RepairRow, SuspectRow};
 use crate::lane::{Entry, Exclusive, Lane, Pair};
 use crate::repair;
 
@@ -288,6 +288,13 @@ impl Core {
             core.suspects.lock().insert(row.id, row);
         }
         core.log.found_low_water(snapshot.low_water);
+        for (generation, node) in snapshot.pins {
+            if let (Some(collection), Some(node)) =
+                (core.catalog.by_generation(generation), core.cluster.index_of(&node))
+            {
+                collection.pin(node);
+            }
+        }
         core.remember_in_doubt(snapshot.intents);
         core.cluster.set_admission(Arc::new(admit::Gate(Arc::downgrade(&core))));
         Ok(core)
@@ -375,6 +382,35 @@ impl Core {
     /// Nodes that can serve this collection; the first is the lead.
     pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
         self.cluster.up().filter(|&node| collection.in_sync(node)).collect()
+    }
+
+    /// From now on pages of this collection are read from one node, unless they are already.
+    pub(crate) fn pin_reads(&self, collection: &Collection, node: NodeIndex) -> Option<Change> {
+        collection.pinned().is_none().then(|| Change::PinReads {
+            generation: collection.generation,
+            node: self.cluster.node(node).name.clone(),
+        })
+    }
+
+    /// Of nodes that can serve a page, the one whose order is followed. When it is not among them another one takes its
+    /// place, and keeps it.
+    pub fn paging_node(self: &Arc<Self>, collection: &Arc<Collection>, nodes: &[NodeIndex]) -> Option<NodeIndex> {
+        let pinned = collection.pinned()?;
+        let first = *nodes.first()?;
+        if nodes.contains(&pinned) {
+            return Some(pinned);
+        }
+        collection.pin(first);
+        let (core, collection) = (self.clone(), collection.clone());
+        self.spawn_job(async move {
+            let change = Change::PinReads {
+                generation: collection.generation,
+                node: core.cluster.node(first).name.clone(),
+            };
+            // After a restart it may be the old one again: clients that page over that see it.
+            let _ = core.log.commit(&vec![change]).await;
+        });
+        Some(first)
     }
 
     /// Nodes that can show this collection's own properties: in step with it and with the namespace. Waits like

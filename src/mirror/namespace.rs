@@ -304,6 +304,9 @@ impl Core {
             };
             self.await_stragglers(&Scope::Namespace, stragglers, rows);
         }
+        if decision.reply != Reply::Unavailable && !self.may_write(&entry.op).await {
+            return Answer::replaced_meanwhile();
+        }
         match (covered.durable, decision.reply) {
             (_, Reply::Unavailable) => Answer::unavailable(format!("No node took the write. {}", describe(&answers))),
             (false, _) => Answer::unavailable("The log does not answer: the change could not be kept."),

@@ -63,9 +63,7 @@ impl Core {
             return Err(Answer::unavailable("No node can serve this collection at the moment."));
         }
         if self.log.is_fenced() {
-            return Err(Answer::unavailable(
-                "Another proxy has taken over the log: this one no longer writes.",
-            ));
+            return Err(Answer::replaced());
         }
         if usable.len() < self.cluster.len() && !self.log.is_available() {
             let reason = "A node is away and the log does not answer: the write could not be kept for it.";
@@ -148,6 +146,9 @@ impl Core {
             let untouched = answers.iter().all(|answer| answer.response.is_none());
             if decision.reply == Reply::Unavailable && untouched && !last {
                 continue;
+            }
+            if decision.reply != Reply::Unavailable && !self.may_write(&write.op).await {
+                return Err(Answer::replaced_meanwhile());
             }
             return Ok(self.conclude(collection, &answers, decision.reply, covered.durable, resolved));
         }

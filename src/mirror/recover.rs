@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::cover::RepairWanted;
 use super::{Core, Scope};
 use bytes::Bytes;
@@ -190,7 +192,12 @@ impl Core {
             return false;
         };
         let facts = collection.facts();
-        let path = node_path::record(&facts.tenant, &facts.database, id, "delete");
+        self.reveal(node, &facts.tenant, &facts.database, id).await
+    }
+
+    /// [`Core::flush`] by the node's own UUID, for a collection that is not known to be its copy.
+    pub(super) async fn reveal(self: &Arc<Self>, node: NodeIndex, tenant: &str, database: &str, id: Uuid) -> bool {
+        let path = node_path::record(tenant, database, id, "delete");
         let body = DeleteBody::delete_ids_body(&[self.env.new_id().to_string()]);
         self.bounded_read(node, NodeRequest::post(path, body))
             .await

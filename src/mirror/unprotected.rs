@@ -24,7 +24,7 @@ use crate::cluster::NodeIndex;
 use crate::config::WhenUnavailable;
 use crate::env::within;
 use crate::fault;
-use crate::journal::{Change, Commit, Intent};
+use crate::journal::{Change, Commit, Hold, Intent};
 
 /// How long a node may take to write, read or clear the flag.
 const FLAG_LIMIT: Duration = Duration::from_secs(10);
@@ -138,6 +138,18 @@ impl Core {
         refused.then(|| Answer::unavailable(reason))
     }
 
+    /// Right before a write is sent, and right before it is acknowledged: whether this proxy is still the one that writes.
+    /// With the log away for longer than the lease nobody knows; then writes of records go on if the configuration says
+    /// so, because there is one proxy then (design.md 5).
+    pub(crate) async fn may_write(&self, op: &Op) -> bool {
+        let records = matches!(op, Op::Add | Op::Upsert | Op::Update | Op::Delete);
+        match self.log.hold().await {
+            Hold::Ours => true,
+            Hold::Lost => false,
+            Hold::Unknown => records && self.settings.when_unavailable == WhenUnavailable::Mirror,
+        }
+    }
+
     /// Before a write that is sent without an intent, in its lane: every node carries the flag, and the records are
     /// remembered.
     pub(super) async fn unprotected_begin(
@@ -152,9 +164,7 @@ impl Core {
             return Ok(());
         }
         if self.log.is_fenced() {
-            return Err(Answer::unavailable(
-                "Another proxy has taken over the log: this one no longer writes.",
-            ));
+            return Err(Answer::replaced());
         }
         let _one_at_a_time = self.unprotected.flagging.lock().await;
         if self.unprotected.note(collection.generation, ids) {

@@ -14,6 +14,9 @@ use crate::config::Consistency;
 use crate::metrics::InFlight;
 use crate::mirror::Core;
 
+/// The label of the route whose answers have an order.
+const PAGED: &str = "get";
+
 /// Where a streamed request may go.
 #[derive(Debug, Clone)]
 pub enum Plan {
@@ -86,13 +89,19 @@ impl Ctx {
     }
 
     /// The node to try next. When none was tried and the only one that has everything is behind, waits for its drain.
-    pub async fn choose(&self, core: &Core, consistency: Consistency) -> Option<NodeIndex> {
+    pub async fn choose(&self, core: &Arc<Core>, consistency: Consistency) -> Option<NodeIndex> {
         let mut nodes = self.candidates(core, consistency);
         if nodes.is_empty()
             && let Plan::Records { collection, .. } = &self.plan
         {
             core.usable_or_drained(collection).await;
             nodes = self.candidates(core, consistency);
+        }
+        if let Plan::Records { collection, .. } = &self.plan
+            && self.label == PAGED
+            && let Some(node) = core.paging_node(collection, &nodes)
+        {
+            return Some(node);
         }
         core.cluster.choose(&nodes, core.env.random())
     }

@@ -16,6 +16,9 @@ use crate::cluster::NodeIndex;
 use crate::journal::{Change, Commit, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
 
+/// Why a copy that an operator asked for is made.
+pub(crate) const ASKED: &str = "an operator asked for it";
+
 /// Ids that a report names.
 const NAMED: usize = 1000;
 /// Records that are compared in the lane at a time; the lane is given back in between.
@@ -284,7 +287,7 @@ pub async fn resync(
     }
     let wanted = RepairWanted {
         source: from,
-        ..RepairWanted::whole(core.log.next_lsn(), "an operator asked for it")
+        ..RepairWanted::whole(core.log.next_lsn(), ASKED)
     };
     let mut affected = vec![node];
     affected.extend(from);

@@ -19,7 +19,7 @@ use crate::catalog::Collection;
 use crate::chroma::{CollectionObject, Generation, OWN_TENANT, Op, node_path, parse_names};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::drain::drain_rest;
-use crate::journal::{Change, Commit, RepairKind, RepairRow};
+use crate::journal::{Change, Commit, Hold, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
 
 type Place = (String, String);
@@ -37,6 +37,11 @@ pub(super) async fn change(
     request: NodeRequest,
     already: u16,
 ) -> Result<NodeResponse, Trouble> {
+    if core.log.hold().await != Hold::Ours {
+        return Err(Trouble::Wait(
+            "it is not certain that this proxy still writes".to_owned(),
+        ));
+    }
     let send = core.cluster.node(node).client.send(request);
     let answer = tokio::select! {
         biased;
@@ -362,8 +367,15 @@ async fn collections(
         if let Some(object) = by_name.get(facts.name.as_str())
             && core.catalog.by_id(object.id).is_none()
         {
+            let found = core
+                .adoption(collection.generation, (tenant, database), target, object.id)
+                .await
+                .ok_or_else(|| Trouble::Wait("the node does not tell what a collection holds".to_owned()))?;
             adopted.insert(object.id);
-            changes.push(core.node_id_change(collection.generation, target, object.id));
+            changes.extend(found.changes);
+            if found.compared {
+                continue;
+            }
         }
         changes.extend(row(core, &collection, target, RepairKind::Whole, source));
     }

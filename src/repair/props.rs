@@ -81,6 +81,23 @@ pub(super) async fn ensure(job: &Job, anew: bool) -> Result<(), Trouble> {
             found = None;
         }
     }
+    if let Some(object) = &found
+        && known != Some(object.id)
+    {
+        let place = (facts.tenant.as_str(), facts.database.as_str());
+        let adopted = core
+            .adoption(job.collection.generation, place, job.target, object.id)
+            .await;
+        let adopted = adopted.ok_or_else(|| Trouble::Wait("the node does not tell what it has".to_owned()))?;
+        if adopted.compared {
+            core.commit_or_retry(&job.scope(), vec![job.target], adopted.changes)
+                .await;
+            return Err(Trouble::Wait(format!(
+                "{} was there already: it is compared",
+                source.name
+            )));
+        }
+    }
     if let Some(object) = found.take_if(|_| anew) {
         delete(job, &object).await?;
     }

@@ -2,10 +2,12 @@
 //! that real servers do not show on demand. Each test looks at what both nodes hold and at the journal's rows.
 #![allow(clippy::disallowed_methods, reason = "time is virtual here: the tests own the clock")]
 
+mod adoption;
 mod doubt;
 mod drain;
 mod fakes;
 mod identity;
+mod lease;
 mod limits;
 mod log;
 mod names;

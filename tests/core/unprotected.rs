@@ -113,7 +113,8 @@ async fn s19_a_difference_that_nobody_could_log_is_mended_after_a_kill() {
     lose_journal(&stage).await;
     assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
     stage.b().fault("\"w3\"", ALWAYS, DISK_FULL);
-    let answer = stage.upsert(&c, "x", 3).await;
+    // A record that no intent speaks of.
+    let answer = stage.upsert(&c, "y", 3).await;
     assert_eq!(answer.status, 503, "{}", text(&answer));
     assert_ne!(stage.documents(A, "c"), stage.documents(B, "c"));
     assert_eq!(stage.journal.rows(), rows(&[]), "nothing speaks of it");

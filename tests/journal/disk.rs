@@ -12,7 +12,7 @@ use super::{ALL, payload, sqlite, start};
 #[test]
 fn a_full_disk_is_told_and_survived() {
     // Below and above what SQLite writes before it moves its write-ahead file into the database.
-    for room in [300_000, 6_000_000] {
+    for room in [600_000, 6_000_000] {
         let (_folder, url) = sqlite();
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["disk::writes_to_a_full_disk", "--exact", "--ignored", "--nocapture"])

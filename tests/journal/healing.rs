@@ -15,7 +15,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use uuid::Uuid;
 
-use super::{ALL, Cluster, ODD, collection, every_op, now, payload, repair, start};
+use super::{ALL, Cluster, ODD, collection, every_op, now, payload, repair, start, take};
 
 fn intent(lsn: Lsn) -> Intent {
     Intent {
@@ -348,7 +348,7 @@ pub async fn the_own_term_is_raised(url: &str) {
     let error = journal.commit(term - 7, &intend([2])).await.unwrap_err();
     assert!(matches!(error, JournalError::Fenced { .. }), "{error}");
     assert_eq!(lsns(&journal).await, [1]);
-    assert_eq!(journal.take_term("next").await.unwrap(), term + 1);
+    assert_eq!(take(&journal, "next").await, term + 1);
 }
 
 pub async fn a_journal_of_the_first_version_is_taken_over(url: &str) {

@@ -3,6 +3,7 @@
 
 mod disk;
 mod healing;
+mod lease;
 mod postgres;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,8 @@ use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
 use diptych::chroma::{Generation, Op};
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, DatabaseRecord, Journal, JournalError, Lsn, PayloadRow, RepairKind, RepairRow,
-    first_lsn, open,
+    Backlog, Change, CollectionRecord, DatabaseRecord, Holder, Journal, JournalError, Lsn, PayloadRow, RepairKind,
+    RepairRow, first_lsn, open,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -30,6 +31,12 @@ use healing::{
     repairs_keep_their_kind_and_are_parked, rotation_drops_what_is_covered_and_nothing_else,
     rotation_during_commits_loses_nothing, suspects_come_and_go, the_low_water_mark_never_moves_back,
     the_own_term_is_raised,
+};
+use lease::{
+    a_lease_ends_some_time_after_its_last_renewal, a_lease_that_is_held_is_refused,
+    a_lease_that_was_given_back_is_free, a_log_is_taken_from_the_dead_and_from_those_that_gave_it_back,
+    of_two_that_want_a_lease_one_gets_it, the_lease_of_a_dead_holder_is_taken_at_once,
+    who_cannot_see_the_holder_does_not_call_it_dead,
 };
 use postgres::{Cluster, PASSWORD};
 
@@ -86,6 +93,13 @@ promises! {
     rotation_during_commits_loses_nothing
     the_own_term_is_raised
     a_journal_of_the_first_version_is_taken_over
+    a_lease_that_is_held_is_refused
+    a_lease_ends_some_time_after_its_last_renewal
+    the_lease_of_a_dead_holder_is_taken_at_once
+    a_lease_that_was_given_back_is_free
+    of_two_that_want_a_lease_one_gets_it
+    a_log_is_taken_from_the_dead_and_from_those_that_gave_it_back
+    who_cannot_see_the_holder_does_not_call_it_dead
 }
 
 fn sqlite() -> (TempDir, String) {
@@ -96,8 +110,19 @@ fn sqlite() -> (TempDir, String) {
 
 async fn start(url: &str) -> (Arc<dyn Journal>, i64) {
     let journal = open(url, 4).await.unwrap();
-    let term = journal.take_term("test").await.unwrap();
+    let term = take(&journal, "test").await;
     (journal, term)
+}
+
+/// From whoever holds it.
+async fn take(journal: &Arc<dyn Journal>, name: &str) -> i64 {
+    let mut dead = None;
+    loop {
+        match journal.take_term(&Holder::named(name), dead).await {
+            Err(JournalError::Held(lease)) => dead = Some(lease.term),
+            term => return term.unwrap(),
+        }
+    }
 }
 
 fn now() -> DateTime<Utc> {
@@ -511,7 +536,7 @@ async fn deleted_collections_stay_while_rows_speak_of_them(url: &str) {
     let removal = vec![Change::RemovePayloads(vec![any.id, in_lane.id])];
     journal.commit(term, &removal).await.unwrap();
     assert_eq!(generations().await, [1, 3, 4]);
-    let term = journal.take_term("purges").await.unwrap();
+    let term = take(&journal, "purges").await;
     assert_eq!(generations().await, [1, 3, 4]);
     let removal = vec![
         Change::RemovePayloads(vec![about.id]),
@@ -619,7 +644,7 @@ async fn a_dropped_commit_is_all_or_nothing(url: &str) {
         let patience = Duration::from_micros(100 * u64::try_from(round * round).unwrap() / 4);
         let answer = tokio::time::timeout(patience, journal.commit(term, &commit)).await;
         // A new term waits for whatever the dropped commit still does.
-        term = journal.take_term("test").await.unwrap();
+        term = take(&journal, "test").await;
         let rows = journal.payloads("a", Some(round), 100, ALL).await.unwrap().len();
         let snapshot = journal.load().await.unwrap();
         let repairs = snapshot
@@ -650,7 +675,7 @@ async fn an_older_term_is_refused(url: &str) {
     };
     let row = |lsn| vec![Change::InsertPayload(payload("a", None, lsn))];
     first.commit(old, &row(1)).await.unwrap();
-    let new = second.take_term("second").await.unwrap();
+    let new = take(&second, "second").await;
     assert!(new > old);
     for _ in 0..3 {
         let error = first.commit(old, &row(2)).await.unwrap_err();
@@ -703,7 +728,7 @@ async fn a_new_term_is_the_end_of_the_older(url: &str) {
         });
     }
     enough.notified().await;
-    journal.take_term("successor").await.unwrap();
+    take(&journal, "successor").await;
     let taken_over = journal.payloads("a", Some(1), ALL, ALL).await.unwrap();
     writers.join_all().await;
     assert!(taken_over.len() >= 40);

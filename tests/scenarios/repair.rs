@@ -18,6 +18,7 @@ scenarios! {
     an_empty_replica_fills_itself_beside_a_full_primary: sqlite;
     a_wiped_node_is_filled_again_under_load: sqlite;
     a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_alone: sqlite;
+    s28_pages_come_from_one_node_while_the_nodes_order_records_differently: sqlite;
     a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt: sqlite;
 }
 
@@ -312,6 +313,41 @@ async fn a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_al
     assert_eq!(same_ids(&cluster.a, &cluster.b, &id, &there).await, batch.ids.len());
     let report = compare(&admin, "").await;
     assert_eq!(report["differing"], 0, "{report:#}");
+}
+
+async fn s28_pages_come_from_one_node_while_the_nodes_order_records_differently(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let api = cluster.api.clone();
+    let id = api.create_collection("paged", json!({})).await.ok().id();
+    let mut rng = Rng::new(stage.seed);
+    let batch = Batch::random(&mut rng, "x", 40, 4);
+    api.op(&id, "add", &batch.json()).await.expect(201);
+    let behind = cluster.b.api();
+    let there = behind.by_name("paged").await.ok().id();
+    // Repaired, these are the last ones there.
+    behind.op(&there, "delete", &json!({"ids": batch.ids[..10]})).await.ok();
+    let report = compare(&cluster.diptych.admin(), "repair=true").await;
+    assert_eq!(report["differing"], 10, "{report:#}");
+    cluster.diptych.wait_drained().await;
+    let everything: BTreeSet<String> = batch.ids.iter().cloned().collect();
+    for restarted in [false, true] {
+        if restarted {
+            cluster.diptych.restart().await;
+        }
+        for _ in 0..20 {
+            let mut paged = BTreeSet::new();
+            for offset in (0..batch.ids.len()).step_by(4) {
+                let page = api
+                    .op(&id, "get", &json!({"limit": 4, "offset": offset}))
+                    .await
+                    .ok()
+                    .json();
+                let ids = page["ids"].as_array().cloned().unwrap_or_default();
+                paged.extend(ids.iter().filter_map(Value::as_str).map(str::to_owned));
+            }
+            assert_eq!(paged, everything, "a record was missed between two pages");
+        }
+    }
 }
 
 /// Compares two collections by what they hold, in any order.

@@ -334,8 +334,8 @@ async fn read_record(core: &Arc<Core>, collection: &Arc<Collection>, id: &str) -
         match core.bounded_read(node, NodeRequest::post(path, body)).await {
             Some(answer) if answer.is_success() => {
                 let answer: Value = serde_json::from_slice(&answer.body).ok()?;
-                let found = answer["ids"].as_array()?.first().is_some();
-                return Some(found.then(|| document_number(&answer["documents"][0])));
+                let absent = answer["ids"].as_array()?.is_empty();
+                return Some((!absent).then(|| document_number(&answer["documents"][0])));
             }
             _ => tried.push(node),
         }

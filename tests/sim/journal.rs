@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use diptych::chroma::Generation;
-use diptych::journal::{Change, Commit, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
+use diptych::journal::{Change, Commit, Holder, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -64,7 +64,7 @@ impl SimJournal {
 
     fn write(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
         let outcome = self.tables.write(term, commit);
-        if !commit.is_empty() && !matches!(commit.as_slice(), [Change::SetLowWater(_)]) {
+        if !commit.is_empty() && !matches!(commit.as_slice(), [Change::SetLowWater(_) | Change::RenewLease]) {
             self.world.say("journal", || {
                 let changes: Vec<String> = commit.iter().map(describe).collect();
                 let outcome = outcome.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
@@ -130,9 +130,13 @@ impl Drop for Flight<'_> {
 
 #[async_trait]
 impl Journal for SimJournal {
-    async fn take_term(&self, holder: &str) -> Result<i64, JournalError> {
+    async fn take_term(&self, holder: &Holder, dead: Option<i64>) -> Result<i64, JournalError> {
         self.asked().await;
-        self.tables.take_term(holder).await
+        self.tables.take_term(holder, dead).await
+    }
+
+    fn keeps_others_out(&self) -> bool {
+        self.tables.keeps_others_out()
     }
 
     async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "time is virtual here: the tests own the clock")]
 
 mod client;
+mod executor;
 #[path = "../core/fakes/mod.rs"]
 #[allow(
     dead_code,

@@ -16,6 +16,7 @@ use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::executor::WORLD;
 use crate::fakes::Rng;
 use crate::fakes::chroma::{Chroma, Reply, State};
 use crate::plan::{NodeFault, Weather, milliseconds};
@@ -234,14 +235,15 @@ impl SimNode {
             (number, inner.rng.below(LATEST))
         };
         let node = self.clone();
-        tokio::spawn(async move {
+        let landing = async move {
             tokio::time::sleep(milliseconds(after)).await;
             node.running().await;
             let late = node.inner.lock().late.remove(&number);
             if let Some(late) = late {
                 node.handle(&late.seen, late.hide);
             }
-        });
+        };
+        self.world.executor.spawn(WORLD, Box::pin(landing));
     }
 
     fn land_all(&self) {
@@ -264,7 +266,7 @@ impl SimNode {
             }
             return;
         }
-        let hide = seen.is_record_write() && draw % 2 == 0;
+        let hide = seen.is_record_write() && draw.is_multiple_of(2);
         match draw {
             0..=3 if !*self.stopped.borrow() => {
                 self.handle(&seen, hide);

@@ -74,7 +74,8 @@ pub struct Plan {
     pub names: usize,
     /// Of a thousand operations, how many are about collections.
     pub namespace: u64,
-    pub shuffle: u64,
+    /// Each phase lasts until suspects were compared for the last time.
+    pub patient: bool,
     pub phases: Vec<Phase>,
 }
 
@@ -82,7 +83,6 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x9_1a7e);
         let phases = 1 + rng.below(4);
-        let shuffle = [0, 3, 10][rng.below(3) as usize];
         let phases = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
         Self {
             seed,
@@ -91,7 +91,7 @@ impl Plan {
             ids: 1 + rng.below(4) as usize,
             names: 1 + rng.below(3) as usize,
             namespace: [0, 40, 120, 300][rng.below(4) as usize],
-            shuffle,
+            patient: rng.below(10) == 0,
             phases,
         }
     }

@@ -8,7 +8,7 @@ use diptych::cluster::{Cluster, Node, NodeIndex, NodeRequest, SendError};
 use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::{SharedEnv, within};
-use diptych::journal::Log;
+use diptych::journal::{Holder, Log};
 use diptych::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use diptych::repair::repair_node;
 use tokio::sync::oneshot;
@@ -126,7 +126,7 @@ async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
         let members =
             members.map(|(index, node)| Node::new(index, node.name, "sim:0", 1, Arc::new(Line(node.clone()))));
         let cluster = Arc::new(Cluster::new(members.collect()));
-        if let Ok(log) = Log::take(journal.clone(), env.clone(), "sim").await
+        if let Ok(log) = Log::take(journal.clone(), env.clone(), Holder::named("sim").into()).await
             && let Ok(core) = Core::load(env.clone(), cluster, log, settings.clone()).await
         {
             return core;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use diptych::catalog::Collection;
 use diptych::journal::Lsn;
 use diptych::lane::Pair;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use crate::client::{Client, Clients};
+use crate::executor::WORLD;
 use crate::fakes::chroma::{Chroma, Contents, State as NodeState};
 use crate::fakes::{DATABASE, Rng, TENANT};
 use crate::history::{self, History, Names, State, Who};
@@ -25,7 +26,7 @@ use crate::world::{Life, World};
 const HEALED_IN: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(250);
 /// Nothing may come to light in this time.
-const QUIET: Duration = Duration::from_secs(90);
+const QUIET: Duration = Duration::from_secs(20);
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -47,16 +48,9 @@ pub fn run(plan: &Plan, recording: bool) -> Outcome {
     let runtime = builder.enable_time().start_paused(true).build().expect("a runtime");
     let plan = plan.clone();
     runtime.block_on(async move {
-        let world = World::new(recording);
+        let world = World::new(plan.seed, recording);
         let stage = Stage::new(&plan, world.clone());
-        let outcome = tokio::select! {
-            biased;
-            failure = world.failed() => Err(failure),
-            outcome = stage.run(&plan) => outcome,
-        };
-        if let Err(failure) = outcome {
-            world.fail(failure);
-        }
+        world.play(async move { stage.run(&plan).await }).await;
         let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
         let (steps, requests, commits) = (world.steps(), count(&world.requests), count(&world.commits));
         Outcome {
@@ -81,6 +75,8 @@ struct Stage {
     away: watch::Sender<u64>,
     clients: Arc<Clients>,
     copies: parking_lot::Mutex<Option<Copies>>,
+    /// Waits until suspects were compared for the last time, 1000 s after.
+    patient: bool,
     /// The node that lost data since all was at rest.
     lost: AtomicUsize,
 }
@@ -117,9 +113,8 @@ impl Stage {
             proxy: sender,
             away: away.subscribe(),
             seed: rng.next(),
-            shuffle: plan.shuffle,
         };
-        tokio::spawn(supervised.run());
+        world.executor.spawn(WORLD, Box::pin(supervised.run()));
         Self {
             world,
             nodes,
@@ -128,6 +123,7 @@ impl Stage {
             away,
             clients,
             copies: parking_lot::Mutex::default(),
+            patient: plan.patient,
             lost: AtomicUsize::new(NOBODY),
         }
     }
@@ -162,7 +158,7 @@ impl Stage {
             .map(|client| {
                 let seed = plan.seed ^ (number << 32) ^ ((client as u64 + 1) << 48);
                 let client = Client::new(self.clients.clone(), plan, client, seed);
-                tokio::spawn(client.run(plan.operations))
+                self.world.executor.run(client.run(plan.operations))
             })
             .collect();
         let mut pending = vec![];
@@ -175,9 +171,7 @@ impl Stage {
             pending.extend(self.cause(event).await);
         }
         for client in clients {
-            if let Err(error) = client.await {
-                self.world.fail(format!("a client panicked: {error}"));
-            }
+            let _ = client.await;
         }
         for event in pending {
             let _ = event.await;
@@ -215,7 +209,7 @@ impl Stage {
     }
 
     /// Lets an event happen; what it undoes later is awaited by the caller.
-    async fn cause(&self, event: Event) -> Option<tokio::task::JoinHandle<()>> {
+    async fn cause(&self, event: Event) -> Option<oneshot::Receiver<()>> {
         self.world.say("nemesis", || format!("{event:?}"));
         match event {
             Event::Kill { node, down } | Event::Wipe { node, down } | Event::Restore { node, down } => {
@@ -237,7 +231,7 @@ impl Stage {
                     (_, Some(copy)) => other.restore(copy),
                     _ => {}
                 }
-                Some(tokio::spawn(async move {
+                Some(self.world.executor.run(async move {
                     tokio::time::sleep(milliseconds(down)).await;
                     other.start();
                 }))
@@ -245,7 +239,7 @@ impl Stage {
             Event::Stop { node, held } => {
                 let node = self.nodes[node].clone();
                 node.stop();
-                Some(tokio::spawn(async move {
+                Some(self.world.executor.run(async move {
                     tokio::time::sleep(milliseconds(held)).await;
                     node.go_on();
                 }))
@@ -253,7 +247,7 @@ impl Stage {
             Event::JournalAway { down } => {
                 let journal = self.journal.clone();
                 journal.set_down(true);
-                Some(tokio::spawn(async move {
+                Some(self.world.executor.run(async move {
                     tokio::time::sleep(milliseconds(down)).await;
                     journal.set_down(false);
                 }))
@@ -331,7 +325,7 @@ impl Stage {
             return Some("what was written without the log is not verified".to_owned());
         }
         let suspects = core.suspects.lock();
-        if !suspects.is_empty() {
+        if self.patient && !suspects.is_empty() {
             return Some(format!("suspects: {suspects:?}"));
         }
         if self.nodes.iter().any(|node| node.has_late()) {
@@ -428,14 +422,13 @@ struct Supervisor {
     proxy: watch::Sender<Option<Arc<Proxy>>>,
     away: watch::Receiver<u64>,
     seed: u64,
-    shuffle: u64,
 }
 
 impl Supervisor {
     async fn run(self) {
         let mut rng = Rng::new(self.seed);
         loop {
-            let life = Life::new(self.world.clone(), rng.next(), self.shuffle);
+            let life = Life::new(self.world.clone(), rng.next());
             if let Some(proxy) = start(&life, &self.nodes, &self.journal).await {
                 self.world.say("proxy", || "listens".to_owned());
                 self.proxy.send_replace(Some(proxy));

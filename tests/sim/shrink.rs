@@ -57,8 +57,8 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     if plan.namespace > 0 {
         with(&|plan| plan.namespace = 0);
     }
-    if plan.shuffle > 0 {
-        with(&|plan| plan.shuffle = 0);
+    if plan.patient {
+        with(&|plan| plan.patient = false);
     }
     for at in 0..plan.phases.len() {
         let phase = &plan.phases[at];

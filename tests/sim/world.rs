@@ -2,21 +2,18 @@
 //! lives of the proxy that can end between any two polls of any of its tasks.
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diptych::env::{BoxFuture, Env};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::executor::{Executor, Owner, WORLD, Watch};
 use crate::fakes::Rng;
 
 /// More polls than any run needs: one that gets there turns in a circle without time passing.
@@ -34,10 +31,15 @@ pub struct World {
     pub requests: AtomicU64,
     pub commits: AtomicU64,
     pub crashes: AtomicU64,
+    pub executor: Arc<Executor>,
+    owners: AtomicU64,
+    /// The proxy's present life.
+    life: Mutex<Option<Arc<Life>>>,
+    over: AtomicBool,
 }
 
 impl World {
-    pub fn new(recording: bool) -> Arc<Self> {
+    pub fn new(seed: u64, recording: bool) -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
             steps: AtomicU64::new(0),
@@ -48,7 +50,29 @@ impl World {
             requests: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             crashes: AtomicU64::new(0),
+            executor: Executor::new(seed),
+            owners: AtomicU64::new(WORLD),
+            life: Mutex::default(),
+            over: AtomicBool::new(false),
         })
+    }
+
+    /// Runs `story` and all that it starts, to its end or the first failure.
+    pub async fn play(self: &Arc<Self>, story: impl Future<Output = Result<(), String>> + Send + 'static) {
+        let world = self.clone();
+        self.executor.spawn(
+            WORLD,
+            Box::pin(async move {
+                if let Err(failure) = story.await {
+                    world.fail(failure);
+                }
+                world.over.store(true, Ordering::Relaxed);
+            }),
+        );
+        // Tokio's own budget would stop a task that polls for all.
+        tokio::task::coop::unconstrained(self.executor.drive(&**self)).await;
+        *self.life.lock() = None;
+        self.executor.clear();
     }
 
     pub fn now(&self) -> Duration {
@@ -77,9 +101,12 @@ impl World {
     pub fn say(&self, actor: &str, text: impl FnOnce() -> String) {
         if let Some(events) = &self.events {
             let now = self.now();
-            events
-                .lock()
-                .push(format!("{:>10.3} {actor:<8} {}", now.as_secs_f64(), text()));
+            events.lock().push(format!(
+                "{:>10.3} {:>7} {actor:<8} {}",
+                now.as_secs_f64(),
+                self.steps(),
+                text()
+            ));
         }
     }
 
@@ -103,12 +130,6 @@ impl World {
         });
     }
 
-    pub async fn failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        let found = failure.wait_for(Option::is_some).await.expect("the sender is ours");
-        found.clone().expect("some")
-    }
-
     pub fn failure(&self) -> Option<String> {
         self.failure.borrow().clone()
     }
@@ -117,24 +138,23 @@ impl World {
 /// One life of the proxy's process: what runs in it ends with it, at once.
 pub struct Life {
     pub world: Arc<World>,
+    owner: Owner,
     rng: Mutex<Rng>,
-    tasks: Mutex<Vec<AbortHandle>>,
     ended: watch::Sender<bool>,
     dead: AtomicBool,
-    /// One poll in so many is put off, so that tasks that are ready take turns in another order; 0: none.
-    shuffle: u64,
 }
 
 impl Life {
-    pub fn new(world: Arc<World>, seed: u64, shuffle: u64) -> Arc<Self> {
-        Arc::new(Self {
-            world,
+    pub fn new(world: Arc<World>, seed: u64) -> Arc<Self> {
+        let life = Arc::new(Self {
+            owner: world.owners.fetch_add(1, Ordering::Relaxed) + 1,
+            world: world.clone(),
             rng: Mutex::new(Rng::new(seed)),
-            tasks: Mutex::default(),
             ended: watch::Sender::new(false),
             dead: AtomicBool::new(false),
-            shuffle,
-        })
+        });
+        *world.life.lock() = Some(life.clone());
+        life
     }
 
     pub fn is_over(&self) -> bool {
@@ -150,75 +170,45 @@ impl Life {
         if self.dead.swap(true, Ordering::Relaxed) {
             return;
         }
-        self.world.crash_at.store(0, Ordering::Relaxed);
+        self.world.crash_no_more();
         self.world.crashes.fetch_add(1, Ordering::Relaxed);
-        self.world
-            .say("proxy", || format!("killed at step {}", self.world.steps()));
-        for task in std::mem::take(&mut *self.tasks.lock()) {
-            task.abort();
-        }
+        self.world.say("proxy", || "killed".to_owned());
+        self.world.executor.drop_all_of(self.owner);
         self.ended.send_replace(true);
     }
 
-    pub fn spawn(self: &Arc<Self>, task: BoxFuture<()>) {
-        if self.is_over() {
-            return;
+    pub fn spawn(&self, task: BoxFuture<()>) {
+        if !self.is_over() {
+            self.world.executor.spawn(self.owner, task);
         }
-        let watched = Watched {
-            life: self.clone(),
-            task: Some(task),
-        };
-        let handle = tokio::spawn(watched).abort_handle();
-        let mut tasks = self.tasks.lock();
-        if tasks.len() >= 256 && tasks.len().is_power_of_two() {
-            tasks.retain(|task| !task.is_finished());
-        }
-        tasks.push(handle);
     }
 }
 
-/// A task of the proxy: counts its polls, puts some of them off, and ends the life where it is told to.
-struct Watched {
-    life: Arc<Life>,
-    task: Option<BoxFuture<()>>,
-}
-
-impl Future for Watched {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let life = self.life.clone();
-        if life.is_over() {
-            return Poll::Pending;
+impl Watch for World {
+    /// Every poll of a task of the proxy is a step; at one of them it may end.
+    fn may_poll(&self, owner: Owner) -> bool {
+        if owner == WORLD {
+            return true;
         }
-        let world = &life.world;
-        let step = world.steps.fetch_add(1, Ordering::Relaxed) + 1;
-        if step == world.crash_at.load(Ordering::Relaxed) {
-            life.kill();
-            return Poll::Pending;
-        }
+        let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
         if step > MOST_STEPS {
-            world.fail("the proxy turns in a circle: no end of steps");
-            life.kill();
-            return Poll::Pending;
+            self.fail("the proxy turns in a circle: no end of steps");
+            return false;
         }
-        if life.shuffle > 0 && life.rng.lock().below(life.shuffle) == 0 {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+        if step == self.crash_at.load(Ordering::Relaxed) {
+            let life = self.life.lock().clone();
+            life.inspect(|life| life.kill());
+            return false;
         }
-        let Some(task) = &mut self.task else {
-            return Poll::Ready(());
-        };
-        match std::panic::catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))) {
-            Ok(poll) => poll,
-            Err(panic) => {
-                self.task = None;
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
-                world.fail(format!("a task panicked: {text}"));
-                Poll::Ready(())
-            }
-        }
+        true
+    }
+
+    fn panicked(&self, text: &str) {
+        self.fail(format!("a task panicked: {text}"));
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || self.failure.borrow().is_some()
     }
 }
 
@@ -228,6 +218,10 @@ pub struct SimEnv(pub Arc<Life>);
 impl Env for SimEnv {
     fn now(&self) -> Duration {
         self.0.world.now()
+    }
+
+    fn boot_now(&self) -> Duration {
+        self.now()
     }
 
     fn wall(&self) -> DateTime<Utc> {

@@ -14,6 +14,9 @@ use crate::config::Wal;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const TERM: &str = "SELECT term, holder FROM diptych_lease";
+/// No row: nobody holds the lease.
+const POSTGRES_LEFT: &str = "SELECT CAST(EXTRACT(EPOCH FROM expires_at - clock_timestamp()) AS BIGINT) \
+     FROM diptych_lease_end WHERE expires_at > clock_timestamp()";
 /// Postgres' code for a table that is not there.
 const NO_TABLE: &str = "42P01";
 
@@ -39,17 +42,39 @@ async fn postgres(url: &str) -> Finding {
         .await
         .map_err(text)?;
     let found = match sqlx::query(TERM).fetch_one(&mut connection).await {
-        Ok(row) => last(
-            row.try_get(0).map_err(text)?,
-            &row.try_get::<String, _>(1).map_err(text)?,
-        ),
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NO_TABLE) => {
-            may_create(&mut connection).await?
+        Ok(row) => {
+            let found = last(
+                row.try_get(0).map_err(text)?,
+                &row.try_get::<String, _>(1).map_err(text)?,
+            );
+            format!("{found}{}", held(&mut connection).await?)
         }
+        Err(error) if has_no_table(&error) => may_create(&mut connection).await?,
         Err(error) => return Err(text(error)),
     };
     let _ = connection.close().await;
     Ok(format!("Postgres {version}; {found}"))
+}
+
+fn has_no_table(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    error.and_then(|error| error.code()).as_deref() == Some(NO_TABLE)
+}
+
+/// Whether that one holds the lease now.
+async fn held(connection: &mut PgConnection) -> Finding {
+    let left: Option<i64> = match sqlx::query_scalar(POSTGRES_LEFT).fetch_optional(connection).await {
+        Ok(left) => left,
+        // Made by a version without leases; the next start adds it.
+        Err(error) if has_no_table(&error) => None,
+        Err(error) => return Err(text(error)),
+    };
+    Ok(match left {
+        Some(left) => {
+            format!(", who holds the lease for {left} s more: while it is renewed, another Diptych could not start")
+        }
+        None => String::new(),
+    })
 }
 
 async fn may_create(connection: &mut PgConnection) -> Finding {
@@ -140,7 +165,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let wal = wal(format!("sqlite://{}", folder.path().join("wal.db").display()));
         let journal = crate::journal::open(&wal.url, 1).await.unwrap();
-        journal.take_term("pid 7").await.unwrap();
+        let holder = crate::journal::Holder::named("pid 7");
+        journal.take_term(&holder, None).await.unwrap();
         let used = reach(&wal).await.unwrap();
         assert!(used.contains("last written by pid 7 in term 1"), "{used}");
         assert!(used.contains("runs on it now"), "{used}");

@@ -41,6 +41,7 @@ impl Rng {
 /// [`Env`] on the paused clock of the test's runtime.
 pub struct VirtualEnv {
     start: Instant,
+    suspended: Mutex<Duration>,
     rng: Mutex<Rng>,
 }
 
@@ -48,14 +49,26 @@ impl VirtualEnv {
     pub fn new(seed: u64) -> Self {
         Self {
             start: Instant::now(),
+            suspended: Mutex::default(),
             rng: Mutex::new(Rng::new(seed)),
         }
+    }
+}
+
+impl VirtualEnv {
+    /// The process stands still for so long: no timer of its own runs on.
+    pub fn suspend(&self, time: Duration) {
+        *self.suspended.lock() += time;
     }
 }
 
 impl Env for VirtualEnv {
     fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn boot_now(&self) -> Duration {
+        self.now() + *self.suspended.lock()
     }
 
     fn wall(&self) -> DateTime<Utc> {

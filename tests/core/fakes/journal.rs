@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use diptych::chroma::Generation;
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Intent, Journal, JournalError, Lsn, NodeRecord,
-    PayloadRow, RepairRow, Snapshot, SuspectRow,
+    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Holder, Intent, Journal, JournalError, Lease, Lsn,
+    NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ pub enum CommitFault {
     Slow(Duration),
     /// Waits until the sender says true, then is carried out.
     Held(watch::Receiver<bool>),
+    /// Is carried out; the answer waits until the sender says true.
+    AnswerHeld(watch::Receiver<bool>),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -33,6 +35,7 @@ struct Tables {
     databases: BTreeMap<(String, String), DatabaseRecord>,
     nodes: BTreeMap<String, NodeRecord>,
     suspects: BTreeMap<Uuid, SuspectRow>,
+    pins: BTreeMap<Generation, String>,
     intents: BTreeMap<Lsn, Intent>,
     low_water: Lsn,
 }
@@ -44,6 +47,8 @@ pub struct FakeJournal {
     tables: Mutex<Tables>,
     rules: Mutex<Vec<(Matches, VecDeque<CommitFault>)>>,
     down: Mutex<bool>,
+    other: Mutex<Option<Lease>>,
+    released: Mutex<bool>,
     /// Nodes that come back are compared by what was written since their checkpoints.
     compare_restarts: Mutex<bool>,
 }
@@ -87,6 +92,15 @@ impl FakeJournal {
     /// Answers nothing.
     pub fn set_down(&self, down: bool) {
         *self.down.lock() = down;
+    }
+
+    /// Another proxy holds the lease, or none does any more.
+    pub fn set_held(&self, other: Option<Lease>) {
+        *self.other.lock() = other;
+    }
+
+    pub fn is_released(&self) -> bool {
+        *self.released.lock()
     }
 
     /// Another proxy becomes the writer.
@@ -160,6 +174,11 @@ impl FakeJournal {
         }
         let mut copy = tables.clone();
         for change in commit {
+            match change {
+                Change::ReleaseLease => *self.released.lock() = true,
+                Change::RenewLease => *self.released.lock() = false,
+                _ => {}
+            }
             copy.apply(change)?;
         }
         *tables = copy;
@@ -211,6 +230,7 @@ impl Tables {
             Change::RemoveRepairsOf(generation) => {
                 self.repairs.retain(|row| row.generation != Some(*generation));
                 self.suspects.retain(|_, row| row.generation != *generation);
+                self.pins.remove(generation);
             }
             Change::Unpark(id) => {
                 if let Some(row) = self.row(*id) {
@@ -226,6 +246,7 @@ impl Tables {
             Change::Intend(intent) => {
                 self.intents.entry(intent.lsn).or_insert_with(|| intent.clone());
             }
+            Change::RenewLease | Change::ReleaseLease => {}
             Change::SetLowWater(lsn) => self.low_water = self.low_water.max(*lsn),
             Change::PutNode(record) => {
                 self.nodes.insert(record.node.clone(), record.clone());
@@ -234,6 +255,9 @@ impl Tables {
                 for record in self.collections.values_mut() {
                     record.node_ids.remove(node);
                 }
+            }
+            Change::PinReads { generation, node } => {
+                self.pins.insert(*generation, node.clone());
             }
             Change::PutSuspect(row) => {
                 self.suspects.insert(row.id, row.clone());
@@ -265,6 +289,7 @@ impl Tables {
                 self.collections.clear();
                 self.databases.clear();
                 self.suspects.clear();
+                self.pins.clear();
             }
         }
         Ok(())
@@ -273,11 +298,20 @@ impl Tables {
 
 #[async_trait]
 impl Journal for FakeJournal {
-    async fn take_term(&self, _holder: &str) -> Result<i64, JournalError> {
+    /// Nobody holds the lease, unless the test says so: a test's proxy that ends is dead for all to see.
+    async fn take_term(&self, _holder: &Holder, dead: Option<i64>) -> Result<i64, JournalError> {
         self.check()?;
+        let other = self.other.lock().clone();
+        if let Some(lease) = other.filter(|lease| dead != Some(lease.term)) {
+            return Err(JournalError::Held(Box::new(lease)));
+        }
         let mut tables = self.tables.lock();
         tables.term += 1;
         Ok(tables.term)
+    }
+
+    fn keeps_others_out(&self) -> bool {
+        false
     }
 
     async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
@@ -343,6 +377,7 @@ impl Journal for FakeJournal {
             backlogs: backlogs.into_values().collect(),
             nodes: tables.nodes.into_values().collect(),
             suspects: tables.suspects.into_values().collect(),
+            pins: tables.pins.into_iter().collect(),
             low_water: tables.low_water,
             intents: tables
                 .intents
@@ -362,6 +397,11 @@ impl Journal for FakeJournal {
                 return Err(uncertain());
             }
             Some(CommitFault::UncertainNotWritten) => return Err(uncertain()),
+            Some(CommitFault::AnswerHeld(mut opened)) => {
+                self.write(term, commit)?;
+                let _ = opened.wait_for(|opened| *opened).await;
+                return Ok(());
+            }
             Some(CommitFault::Slow(pause)) => tokio::time::sleep(pause).await,
             Some(CommitFault::Held(mut opened)) => {
                 let _ = opened.wait_for(|opened| *opened).await;

@@ -17,7 +17,7 @@ use diptych::cluster::{Cluster, Node, NodeIndex};
 use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::SharedEnv;
-use diptych::journal::Log;
+use diptych::journal::{Holder, Log};
 use diptych::mirror::{Answer, Core, NamespaceWrite, Settings, keep_suspects, recover};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -41,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 #[derive(Clone)]
 pub struct Stage {
     pub core: Arc<Core>,
+    pub env: Arc<env::VirtualEnv>,
     pub nodes: [Arc<FakeNode>; 2],
     pub journal: Arc<FakeJournal>,
 }
@@ -86,7 +87,8 @@ impl Stage {
         journal: Arc<FakeJournal>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
-        let env: SharedEnv = Arc::new(env::VirtualEnv::new(seed));
+        let own = Arc::new(env::VirtualEnv::new(seed));
+        let env: SharedEnv = own.clone();
         let members = ["a", "b"].into_iter().zip(&nodes).enumerate();
         let members = members.map(|(index, (name, node))| Node::new(index, name, "fake:0", 1, node.clone()));
         let cluster = Arc::new(Cluster::new(members.collect()));
@@ -114,13 +116,18 @@ impl Stage {
             verify_sample: 100,
         };
         change(&mut settings);
-        let log = Log::take(journal.clone(), env.clone(), "test")
+        let log = Log::take(journal.clone(), env.clone(), Holder::named("test").into())
             .await
             .expect("the journal is ours");
         let core = Core::load(env, cluster, log, settings)
             .await
             .expect("what the journal holds");
-        let stage = Self { core, nodes, journal };
+        let stage = Self {
+            core,
+            env: own,
+            nodes,
+            journal,
+        };
         for node in [A, B] {
             stage.core.env.spawn(Box::pin(drain_node(stage.core.clone(), node)));
         }

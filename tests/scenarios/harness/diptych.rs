@@ -91,6 +91,11 @@ impl Diptych {
     /// Starts the process (again) and waits for `GET /ready`.
     pub async fn restart(&mut self) {
         self.spawn();
+        self.wait_ready().await;
+    }
+
+    /// Waits for `GET /ready`.
+    pub async fn wait_ready(&mut self) {
         let admin = self.admin();
         eventually(Duration::from_secs(60), "diptych is ready", || {
             let ended = self.ended();
@@ -114,15 +119,29 @@ impl Diptych {
     /// Starts the process without waiting for anything.
     pub fn spawn(&mut self) {
         self.kill9();
+        self.process = Some(self.start_process(&[]));
+    }
+
+    /// Starts a new process that takes the sockets over, and waits until the old one has ended and the new one serves.
+    pub async fn upgrade(&mut self) {
+        let new = self.start_process(&["--upgrade"]);
+        let mut old = self.process.replace(new).expect("a running proxy");
+        old.signal(libc::SIGQUIT);
+        let ended = tokio::task::block_in_place(|| old.wait(Duration::from_secs(60)));
+        assert!(ended.is_some(), "the old diptych does not end");
+        self.wait_ready().await;
+    }
+
+    fn start_process(&mut self, more: &[&str]) -> Process {
         let binary = std::env::var_os("DIPTYCH_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_diptych").into());
         let mut command = Command::new(binary);
-        command.arg("run").arg("--config").arg(&self.file);
+        command.arg("run").arg("--config").arg(&self.file).args(more);
         command.current_dir(self.file.parent().expect("a folder"));
         match self.fault.take() {
             Some(fault) => command.env("DIPTYCH_FAULT", fault),
             None => command.env_remove("DIPTYCH_FAULT"),
         };
-        self.process = Some(Process::spawn(command, &self.log, libc::SIGKILL).expect("the diptych binary"));
+        Process::spawn(command, &self.log, libc::SIGKILL).expect("the diptych binary")
     }
 
     /// The exit status if the process ended by itself.
@@ -134,6 +153,10 @@ impl Diptych {
         if let Some(mut process) = self.process.take() {
             process.kill9();
         }
+    }
+
+    pub fn signal(&mut self, signal: i32) {
+        self.process.as_mut().expect("a running proxy").signal(signal);
     }
 
     /// Asks the process to end, and waits until it did.
