@@ -19,6 +19,9 @@ use crate::journal::{CollectionRecord, DatabaseRecord};
 use crate::lane::{Lane, Pair};
 use crate::mirror::QueuedWrite;
 
+/// The id of a database that nobody has been shown yet: that of the node that is asked first will be it.
+pub const UNSETTLED: Uuid = Uuid::max();
+
 /// What can change about a collection while it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -163,12 +166,20 @@ impl Catalog {
         self.index.read().by_generation.values().cloned().collect()
     }
 
+    /// The id that clients see, once one of them has seen it.
     pub fn database_id(&self, tenant: &str, name: &str) -> Option<Uuid> {
         self.index
             .read()
             .databases
             .get(&(tenant.to_owned(), name.to_owned()))
             .copied()
+            .filter(|&id| id != UNSETTLED)
+    }
+
+    /// Whether a database is recorded: somebody was told of it.
+    pub fn has_database(&self, tenant: &str, name: &str) -> bool {
+        let key = (tenant.to_owned(), name.to_owned());
+        self.index.read().databases.contains_key(&key)
     }
 
     /// Tenants and databases that Diptych has seen.

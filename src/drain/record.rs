@@ -38,9 +38,22 @@ pub(super) async fn apply(
             let mut repairs = vec![];
             for row in rows {
                 let unexpected = row.refused || core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
-                if unexpected && core.another_has_authority(&scope, node) {
-                    let reason = format!("the node took a {} that another had refused", row.op.label());
-                    repairs.push(core.repair_row(&scope, node, RepairWanted::records(ids_of(row), row.lsn, reason)));
+                if !unexpected {
+                    continue;
+                }
+                let reason = format!("the node took a {} that another had refused", row.op.label());
+                let wanted = RepairWanted::records(ids_of(row), row.lsn, reason);
+                if core.another_has_authority(&scope, node) {
+                    repairs.push(core.repair_row(&scope, node, wanted));
+                    continue;
+                }
+                // Nobody could give it back what was there: the others follow. Nothing that was acked is lost by it.
+                for other in (0..core.cluster.len()).filter(|&other| other != node) {
+                    let wanted = RepairWanted {
+                        source: Some(node),
+                        ..wanted.clone()
+                    };
+                    repairs.push(core.repair_row(&scope, other, wanted));
                 }
             }
             finish(core, node, &scope, rows, repairs).await

@@ -57,7 +57,12 @@ impl Pair {
 
     /// Nothing is open but what recovery has to find out.
     pub fn settled(&self) -> bool {
-        self.pending() == 0 && self.repairs() == 0 && self.stragglers() == 0 && self.uncertain() == 0
+        self.settled_but_for(0)
+    }
+
+    /// [`Pair::settled`], leaving out so many repair rows.
+    pub fn settled_but_for(&self, repairs: u64) -> bool {
+        self.pending() == 0 && self.repairs() <= repairs && self.stragglers() == 0 && self.uncertain() == 0
     }
 
     /// Together with its payload rows the node holds everything: draining is all it takes (design.md 6).

@@ -457,20 +457,34 @@ impl Core {
             return Err("it is another server than it was, or an empty one: there is nothing to accept".to_owned());
         }
         let _names = self.turn(&Scope::Namespace).await?;
-        for scope in self
+        let scopes: Vec<Scope> = self
             .living_collections()
             .into_iter()
             .map(Scope::Collection)
             .chain([Scope::Namespace])
+            .collect();
+        if let Some(scope) = scopes.iter().find(|scope| self.is_repairable(scope, node))
+            && member.is_up()
         {
+            let what = match scope {
+                Scope::Namespace => "its names".to_owned(),
+                Scope::Collection(one) => format!("its collection {}", one.facts().name),
+            };
+            return Err(format!(
+                "it is up, and another node that has everything is about to repair {what}: what it has now is not to serve"
+            ));
+        }
+        for scope in scopes {
             let _alone = match &scope {
                 Scope::Namespace => None,
                 Scope::Collection(_) => Some(self.turn(&scope).await?),
             };
             let rows = self.rows_of(&scope, node, |_| true);
             let has_it = !matches!(&scope, Scope::Collection(one) if one.node_id(node).is_none());
+            // What another node can give is not given up for what this one has: it may be half a copy.
             if has_it
                 && !rows.is_empty()
+                && !self.is_repairable(&scope, node)
                 && !self
                     .commit_or_retry(&scope, vec![node], vec![Change::RemoveRepairs(rows)])
                     .await
@@ -488,6 +502,15 @@ impl Core {
         self.apply(&changes);
         tracing::warn!(node = member.name, "What the node has was accepted by an operator.");
         Ok(())
+    }
+
+    /// Whether rows are open for the node that another one, up and with everything, could carry out.
+    fn is_repairable(&self, scope: &Scope, node: NodeIndex) -> bool {
+        !self.rows_of(scope, node, |_| true).is_empty()
+            && match scope {
+                Scope::Collection(one) => self.held_elsewhere(one, node),
+                Scope::Namespace => self.peers(node).any(|other| self.holds_all(scope, other, node)),
+            }
     }
 
     /// After a `reset`, which takes our own tenant away too, in its barrier: the node is known again. If that fails, it

@@ -3,14 +3,16 @@
 //! A node that comes back with an older one was restored from a backup, and what it may have lost in a power failure is
 //! found among the intents above its checkpoint (design.md 9). Intents that every node's checkpoint covers are dropped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Core, Scope};
+use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
 use crate::env::within;
 use crate::fault;
-use crate::journal::{Change, Lsn, NodeRecord};
+use crate::journal::{Change, Lsn, NodeRecord, RepairKind};
 
 const PAUSE: Duration = Duration::from_secs(1);
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
@@ -18,11 +20,22 @@ const WRITE_LIMIT: Duration = Duration::from_secs(60);
 const ROTATE_PAUSE: Duration = Duration::from_secs(20);
 
 impl Core {
-    /// Nothing is open between the node and any lane. The cost is that of the lanes that are open (see `admin::state`).
+    /// Nothing is open between the node and any lane, but comparisons that wait for a person: what the node has there
+    /// does not change before he decides, which can take weeks, and the rows outlive them. The cost is that of the lanes that are open (see `admin::state`).
     fn has_everything(&self, node: NodeIndex) -> bool {
         let name = &self.cluster.node(node).name;
-        let open = |scope: Scope| !scope.pairs(self)[node].settled();
-        let repaired = self.repairs.lock().iter().all(|row| row.node != *name);
+        let mut repaired = true;
+        let mut undecided: BTreeMap<Option<Generation>, u64> = BTreeMap::new();
+        for row in self.repairs.lock().iter().filter(|row| row.node == *name) {
+            match row.kind == RepairKind::Verify && row.parked.is_some() {
+                true => *undecided.entry(row.generation).or_default() += 1,
+                false => repaired = false,
+            }
+        }
+        let open = |scope: Scope| {
+            let waiting = undecided.get(&scope.generation()).copied().unwrap_or(0);
+            !scope.pairs(self)[node].settled_but_for(waiting)
+        };
         let behind: Vec<_> = self
             .behind
             .lock()

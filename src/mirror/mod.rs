@@ -39,6 +39,7 @@ use crate::journal::{Change, JournalError, Log, Lsn, RepairRow, SuspectRow};
 use crate::lane::{Entry, Exclusive, Lane, Pair};
 use crate::repair;
 
+pub(crate) use admit::WIPED;
 pub use answer::Answer;
 pub use checkpoint::{keep_checkpoints, keep_intents};
 pub use cover::RepairWanted;

@@ -17,11 +17,11 @@ use super::cover::EntryInfo;
 use super::record::describe;
 use super::settle::settles_by_itself;
 use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, RepairWanted, Reply, Scope, decide};
-use crate::catalog::Collection;
+use crate::catalog::{Collection, UNSETTLED};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::fault;
-use crate::journal::{Change, Commit};
+use crate::journal::{Change, Commit, DatabaseRecord};
 
 /// Where a raw path has the collection's own UUID.
 pub const COLLECTION_PLACEHOLDER: &str = "{collection}";
@@ -128,7 +128,14 @@ impl Core {
                 self.delete_collection(tenant, database, name).await
             }
             NamespaceWrite::CreateDatabase { tenant, name } => {
-                self.mirror(Op::CreateDatabase { tenant, name }, body, None, |_, _| vec![])
+                // A node that is wiped gets it back, also when nobody looked at it before.
+                let record = DatabaseRecord {
+                    tenant: tenant.clone(),
+                    name: name.clone(),
+                    client_id: UNSETTLED,
+                };
+                let op = Op::CreateDatabase { tenant, name };
+                self.mirror(op, body, None, |_, _| vec![Change::PutDatabase(record)])
                     .await
             }
             NamespaceWrite::CreateTenant { name } => {

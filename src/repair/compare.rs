@@ -106,6 +106,8 @@ pub struct Mend {
     pub delete: Option<Bytes>,
     pub add: Option<Bytes>,
     pub upsert: Option<Bytes>,
+    /// Some of what is deleted is added again.
+    pub replaces: bool,
     /// What the writes are about.
     pub ids: BTreeSet<String>,
 }
@@ -127,6 +129,7 @@ pub fn mend<'a>(
         .filter(|id| there.contains_key(id) && !wanted.contains(id))
         .collect();
     let (mut add, mut upsert) = (Columns::default(), Columns::default());
+    let mut replaces = false;
     // In the source's order: what is added comes to lie in that order.
     for record in source {
         match there.get(record.id.as_str()) {
@@ -135,6 +138,7 @@ pub fn mend<'a>(
             Some(old) if record.document.is_none() && old.document.is_some() => {
                 delete.push(&record.id);
                 add.push(record, None)?;
+                replaces = true;
             }
             Some(old) => upsert.push(record, Some(old))?,
             None => add.push(record, None)?,
@@ -146,6 +150,7 @@ pub fn mend<'a>(
         delete: (!delete.is_empty()).then(|| Bytes::from(format!("{{\"ids\":{}}}", json(&delete)))),
         add: add.body(),
         upsert: upsert.body(),
+        replaces,
         ids: touched,
     })
 }

@@ -118,6 +118,8 @@ enum How {
 
 /// Repairs one node for as long as the process lives.
 pub async fn repair_node(core: Arc<Core>, node: NodeIndex) {
+    // A comparison gives its claim back for a while and is under way all the same.
+    let running: Arc<Mutex<BTreeSet<Key>>> = Arc::default();
     let pauses: Arc<Mutex<BTreeMap<Key, (Duration, Duration)>>> = Arc::default();
     let mut changes = core.cluster.watch_changes();
     let mut were_up: Vec<NodeIndex> = vec![];
@@ -136,32 +138,36 @@ pub async fn repair_node(core: Arc<Core>, node: NodeIndex) {
         core.repairing
             .keep_turns(node, &work.iter().map(|work| work.key).collect());
         for work in work {
-            if core.repairing.active(node) >= core.settings.repair_concurrency {
+            if running.lock().len() >= core.settings.repair_concurrency {
                 break;
             }
             let now = core.env.now();
-            if pauses.lock().get(&work.key).is_some_and(|(until, _)| now < *until) {
+            let waits = pauses.lock().get(&work.key).is_some_and(|(until, _)| now < *until);
+            if waits || running.lock().contains(&work.key) {
                 continue;
             }
             let Some(claim) = core.repairing.claim(&core, node, work.key) else {
                 continue;
             };
-            let (core, pauses) = (core.clone(), pauses.clone());
+            running.lock().insert(work.key);
+            let (core, pauses, running) = (core.clone(), pauses.clone(), running.clone());
             core.env.clone().spawn(Box::pin(async move {
                 let mut claim = Some(claim);
                 let outcome = carry_out(&core, node, &work, &mut claim).await;
                 core.repairing.end(node, work.key);
                 let ended = conclude(&core, node, &work, outcome).await;
-                let mut pauses = pauses.lock();
                 if ended {
-                    pauses.remove(&work.key);
+                    pauses.lock().remove(&work.key);
                 } else {
+                    let mut pauses = pauses.lock();
                     let pause = pauses
                         .get(&work.key)
                         .map_or(FIRST_PAUSE, |(_, last)| (*last * 2).min(LONGEST_PAUSE));
                     pauses.insert(work.key, (core.env.now() + pause, pause));
                 }
+                running.lock().remove(&work.key);
                 drop(claim);
+                core.cluster.announce_change();
             }));
         }
         tokio::select! {

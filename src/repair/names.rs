@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::compare::mend_metadata;
@@ -20,17 +21,28 @@ use crate::chroma::{CollectionObject, Generation, OWN_TENANT, Op, node_path, par
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::drain::drain_rest;
 use crate::journal::{Change, Commit, Hold, RepairKind, RepairRow};
-use crate::mirror::{Core, RepairWanted, Scope};
+use crate::mirror::{Core, RepairWanted, Scope, WIPED};
 
 type Place = (String, String);
 
-/// Collections that a node may have been asked to create, by place and name: of such a row the answer may be missing.
+/// Collections that the drain has asked a node to create, by place and name: the answer is missing.
 type Created = BTreeMap<(String, String, String), Generation>;
+
+/// Between whom, and how, names are made equal.
+struct Level<'a> {
+    core: &'a Arc<Core>,
+    source: NodeIndex,
+    target: NodeIndex,
+    /// The target was only away: what either has and the other lacks is made there.
+    in_place: bool,
+    created: Created,
+}
 
 /// Payload rows of the namespace that are looked through for tenants before they are dropped.
 const ROWS: usize = 10_000;
 
-/// A request that changes names on the target: done, or "already" by the status that says so.
+/// A request that changes names on the target: done, or "already" by the status that says so. It runs on when nobody
+/// waits for it any more, as a straggler's: a connection that is closed would stop the node half-way.
 pub(super) async fn change(
     core: &Arc<Core>,
     node: NodeIndex,
@@ -42,14 +54,24 @@ pub(super) async fn change(
             "it is not certain that this proxy still writes".to_owned(),
         ));
     }
-    let send = core.cluster.node(node).client.send(request);
+    let (done, mut answered) = oneshot::channel();
+    let its_core = core.clone();
+    core.spawn_job(async move {
+        let _ = done.send(its_core.cluster.node(node).client.send(request).await);
+    });
     let answer = tokio::select! {
         biased;
-        answer = send => answer,
-        () = core.cluster.node(node).until_down() => return Err(Trouble::Wait("the node went away".to_owned())),
-        () = core.env.sleep(core.settings.read_timeout) => {
-            return Err(Trouble::Wait("the node does not answer".to_owned()));
-        }
+        answer = &mut answered => answer.ok(),
+        () = core.cluster.node(node).until_down() => None,
+        () = core.env.sleep(core.settings.read_timeout) => None,
+    };
+    let Some(answer) = answer else {
+        let straggler = core.straggler(&Scope::Namespace, node);
+        core.env.spawn(Box::pin(async move {
+            let _ = answered.await;
+            drop(straggler);
+        }));
+        return Err(Trouble::Wait("the node does not answer".to_owned()));
     };
     match answer {
         Ok(answer) if answer.is_success() || answer.status == already => Ok(answer),
@@ -162,9 +184,20 @@ pub(super) async fn run(
         return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
     }
     let mut changes: Commit = vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())];
-    let (places, created) = places(core, source, target).await?;
+    let (places, mut created) = places(core, source, target, in_place).await?;
+    if open.iter().any(|row| row.reason == WIPED) {
+        // It is not the server that was asked.
+        created.clear();
+    }
+    let level = Level {
+        core,
+        source,
+        target,
+        in_place,
+        created,
+    };
     for (tenant, database) in places {
-        changes.extend(level_database(core, source, target, &tenant, &database, &created).await?);
+        changes.extend(level_database(&level, &tenant, &database).await?);
     }
     if !in_place {
         changes.push(Change::RemoveBacklog {
@@ -182,7 +215,12 @@ pub(super) async fn run(
 }
 
 /// Tenants and databases that either node may have.
-async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Result<(BTreeSet<Place>, Created), Trouble> {
+async fn places(
+    core: &Arc<Core>,
+    source: NodeIndex,
+    target: NodeIndex,
+    in_place: bool,
+) -> Result<(BTreeSet<Place>, Created), Trouble> {
     let mut created = Created::new();
     let mut places: BTreeSet<Place> = core.catalog.known_databases().into_iter().collect();
     places.extend(core.settings.databases.iter().cloned());
@@ -204,7 +242,7 @@ async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Resul
                 database,
                 name,
                 generation,
-            } => drop(created.insert((tenant, database, name), generation)),
+            } if row.in_doubt => drop(created.insert((tenant, database, name), generation)),
             Op::Other { method, path, .. } => {
                 tracing::warn!(
                     node = name,
@@ -220,6 +258,8 @@ async fn places(core: &Arc<Core>, source: NodeIndex, target: NodeIndex) -> Resul
     for tenant in &tenants {
         if exists(core, source, node_path::tenant(tenant)).await? {
             ensure_tenant(core, target, tenant).await?;
+        } else if in_place && exists(core, target, node_path::tenant(tenant)).await? {
+            ensure_tenant(core, source, tenant).await?;
         }
         for node in [source, target] {
             let found = databases(core, node, tenant).await?;
@@ -249,14 +289,14 @@ async fn list(core: &Arc<Core>, node: NodeIndex, tenant: &str, database: &str) -
 }
 
 /// What a database of the target needs: done at once, or as changes for the commit.
-async fn level_database(
-    core: &Arc<Core>,
-    source: NodeIndex,
-    target: NodeIndex,
-    tenant: &str,
-    database: &str,
-    created: &Created,
-) -> Result<Commit, Trouble> {
+async fn level_database(level: &Level<'_>, tenant: &str, database: &str) -> Result<Commit, Trouble> {
+    let &Level {
+        core,
+        source,
+        target,
+        in_place,
+        ref created,
+    } = level;
     let path = || node_path::database(tenant, database);
     let on_source = exists(core, source, path()).await?;
     let on_target = exists(core, target, path()).await?;
@@ -283,12 +323,13 @@ async fn level_database(
         }
     }
     if !on_source {
-        if on_target && kept.is_empty() {
+        // One that was only away may have what its source lacks: only a copy deletes, and nothing that was acked.
+        if on_target && kept.is_empty() && !in_place && !is_known(core, tenant, database) {
             change(core, target, NodeRequest::new(Method::DELETE, path(), None), 404).await?;
             return Ok(vec![]);
         }
         if on_target {
-            // Data that nobody knows is kept.
+            // Data that nobody knows is kept, and so is a database that somebody was told of.
             ensure_database(core, source, tenant, database).await?;
         }
     }
@@ -298,6 +339,10 @@ async fn level_database(
         false => vec![],
     };
     collections(core, source, target, tenant, database, &kept, &originals).await
+}
+
+fn is_known(core: &Core, tenant: &str, database: &str) -> bool {
+    core.catalog.has_database(tenant, database) || !core.catalog.in_database(tenant, database).is_empty()
 }
 
 /// Gives the target's collections the names that the catalog has. Names may be swapped: those that are wrong are put

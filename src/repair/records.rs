@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::json;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::compare::{self, Mend, Record, Space};
 use super::read::{self, Object, Place, describe};
@@ -17,17 +18,22 @@ use crate::chroma::{DeleteBody, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::drain::drain_rest;
 use crate::fault;
-use crate::journal::{Change, RepairRow};
+use crate::journal::{Change, PayloadRow, RepairRow};
+use crate::lane::Exclusive;
 use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
 
 /// Records that are read and compared in one go while the lane is held.
 const IN_LANE: usize = 250;
+/// Of one write; Chroma takes 40 MiB (chroma-facts.md 7).
+const MOST_BYTES: usize = 16 << 20;
 /// How long the lane waits for one of our writes to a node that does not answer.
 const LANE_PATIENCE: Duration = Duration::from_secs(10);
 /// A canary has to return in so much time before anything is sent.
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
+/// So many are made equal before the lane is given back to the writers for a moment.
+const IN_TURN: usize = 1000;
 /// Beyond that many records, the collection is copied without holding the lane.
-pub(super) const MOST_IN_LANE: usize = 5000;
+pub(super) const MOST_IN_LANE: usize = 100_000;
 
 /// A collection, from where, to where.
 #[derive(Clone)]
@@ -104,6 +110,18 @@ impl Job {
         }
     }
 
+    /// A turn alone in the lane, with the target drained and both nodes flushed: what is read now is comparable (R5).
+    pub(super) async fn turn(&self) -> Result<Option<Exclusive>, Trouble> {
+        let alone = self.core.exclusive(&self.collection).await;
+        self.check()?;
+        self.fence().await?;
+        if !drain_rest(&self.core, self.target, &self.scope()).await {
+            return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
+        }
+        self.flush().await?;
+        Ok(alone)
+    }
+
     /// Makes visible what either node has committed and hides (rule R5, schedule S15).
     pub(super) async fn flush(&self) -> Result<(), Trouble> {
         let source = self.from()?;
@@ -159,7 +177,42 @@ impl Job {
         space: Space,
         patience: Duration,
     ) -> Result<Found, Trouble> {
-        let (mend, found) = self.compare(ids, on_target, space).await?;
+        let mut all = Found::default();
+        let mut parts = vec![ids];
+        while let Some(part) = parts.pop() {
+            let there: Vec<String> = match part.len() == ids.len() {
+                true => on_target.to_vec(),
+                false => on_target.iter().filter(|id| part.contains(id)).cloned().collect(),
+            };
+            let (mend, found) = self.compare(part, &there, space).await?;
+            if let Some((first, second)) = halves(part, &mend) {
+                parts.extend([second, first]);
+                continue;
+            }
+            self.carry_out(mend, patience).await?;
+            all.bytes += found.bytes;
+            all.differing.extend(found.differing);
+        }
+        Ok(all)
+    }
+
+    /// Before records are appended that stand elsewhere on the source: pages are read from the source from now on, also
+    /// after a crash that lets the next repair find nothing to do (schedule S28).
+    pub(super) async fn pin(&self) -> Result<(), Trouble> {
+        let Some(change) = self.core.pin_reads(&self.collection, self.source) else {
+            return Ok(());
+        };
+        let changes = vec![change];
+        match self.core.log.commit_until_known(&changes).await {
+            true => {
+                self.core.apply(&changes);
+                Ok(())
+            }
+            false => Err(Trouble::Wait("the log does not answer".to_owned())),
+        }
+    }
+
+    async fn carry_out(&self, mend: Mend, patience: Duration) -> Result<(), Trouble> {
         let writes = [
             (Op::Delete, mend.delete),
             (Op::Add, mend.add),
@@ -170,13 +223,58 @@ impl Job {
                 self.write(op, body, patience).await?;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
-    /// [`Job::equalise`] while holding the lane: in small steps, and what was written is read back.
-    pub(super) async fn equalise_in_lane(&self, ids: &[String], space: Space) -> Result<(), Trouble> {
-        for part in ids.chunks(IN_LANE) {
-            let found = self.equalise(part, part, space, LANE_PATIENCE).await?;
+    /// Before a record is deleted that is added again, the add is made durable as an entry that the node missed: with its
+    /// log it holds every acked record at any moment, also when the source is gone before the add (schedules S17, S34).
+    /// It is applied before anything else is, and does nothing where the record is still there.
+    ///
+    /// The caller holds the lane, and the node misses nothing else.
+    async fn log_again(&self, body: Bytes) -> Result<Uuid, Trouble> {
+        let (core, scope) = (&self.core, self.scope());
+        let (pair, at) = (&self.collection.pairs[self.target], core.env.wall());
+        let row = PayloadRow {
+            id: core.env.new_id(),
+            node: core.cluster.node(self.target).name.clone(),
+            generation: scope.generation(),
+            lsn: core.log.next_lsn(),
+            op: Op::Add,
+            body,
+            refused: false,
+            in_doubt: true,
+            attempts: 0,
+            parked: None,
+            created_at: at,
+        };
+        let (id, bytes) = (row.id, row.body.len() as u64);
+        pair.add_pending(1, bytes, at.timestamp_micros());
+        core.behind.lock().insert((self.target, scope.generation()));
+        let changes = vec![Change::InsertPayload(row)];
+        match core.commit_or_retry(&scope, vec![self.target], changes).await {
+            true => Ok(id),
+            false => Err(Trouble::Wait("the log does not answer".to_owned())),
+        }
+    }
+
+    /// [`Job::equalise`] while holding the lane: in small steps, and what was written is read back. The entries that were
+    /// logged for it: they go with the repair row.
+    pub(super) async fn equalise_in_lane(&self, ids: &[String], space: Space) -> Result<Vec<Uuid>, Trouble> {
+        let mut logged = vec![];
+        let mut parts: Vec<&[String]> = ids.chunks(IN_LANE).rev().collect();
+        while let Some(part) = parts.pop() {
+            let (mend, found) = self.compare(part, part, space).await?;
+            if let Some((first, second)) = halves(part, &mend) {
+                parts.extend([second, first]);
+                continue;
+            }
+            if mend.add.is_some() {
+                self.pin().await?;
+            }
+            if let Some(body) = mend.add.clone().filter(|_| mend.replaces) {
+                logged.push(self.log_again(body).await?);
+            }
+            self.carry_out(mend, LANE_PATIENCE).await?;
             let written: Vec<String> = found.differing.into_iter().collect();
             let left = self.differing(&written, space).await?.differing;
             if let Some(id) = left.first() {
@@ -184,7 +282,7 @@ impl Job {
                 return Err(Trouble::Target(why));
             }
         }
-        Ok(())
+        Ok(logged)
     }
 
     /// One write to the target. It runs on when nobody waits for it any more, as a straggler's.
@@ -276,36 +374,63 @@ impl Job {
     }
 }
 
+/// Two parts of what would be too much for one request; one record goes whole, as it came.
+fn halves<'a>(part: &'a [String], mend: &Mend) -> Option<(&'a [String], &'a [String])> {
+    let largest = [&mend.delete, &mend.add, &mend.upsert]
+        .into_iter()
+        .flatten()
+        .map(Bytes::len)
+        .max();
+    (part.len() > 1 && largest > Some(MOST_BYTES)).then(|| part.split_at(part.len() / 2))
+}
+
 /// Carries out rows that name records: in the lane, in place.
+///
+/// Many are made equal in several turns. What is written between two turns the target gets by its log, in order, since it
+/// is out of step; and so what an earlier turn has made equal stays so.
 pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     let core = &job.core;
-    // Names and metadata are a matter of the namespace lane, which is taken before a collection's (R4).
-    let of_collection = rows.iter().any(|row| row.ids.as_ref().is_some_and(Vec::is_empty));
-    let _names = match of_collection {
-        true => core.exclusive_namespace().await,
-        false => None,
-    };
-    let _alone = core.exclusive(&job.collection).await;
-    job.check()?;
     // Only rows that were there before the source is read (S30).
     let open = super::still_open(core, rows);
+    if open.is_empty() {
+        return Ok(());
+    }
     let ids: BTreeSet<String> = open.iter().flat_map(|row| row.ids.iter().flatten().cloned()).collect();
-    job.fence().await?;
-    if !drain_rest(core, job.target, &job.scope()).await {
-        return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
-    }
-    job.flush().await?;
-    let (source, target) = job.objects().await?;
-    if of_collection {
-        props::equalise(job, &source, &target).await?;
-    }
     let ids: Vec<String> = ids.into_iter().collect();
-    job.equalise_in_lane(&ids, source.space()).await?;
-    let (source, target) = job.objects().await?;
-    job.equalise_dimension(&source, &target).await?;
-    fault::point("records-mended");
-    let changes = vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())];
-    core.commit_or_retry(&job.scope(), vec![job.target], changes).await;
+    let of_collection = open.iter().any(|row| row.ids.as_ref().is_some_and(Vec::is_empty));
+    let disturbed = job.collection.pairs[job.source].disturbances();
+    let turns = ids.len().div_ceil(IN_TURN).max(1);
+    for turn in 1..=turns {
+        let part = &ids[(turn - 1) * IN_TURN..ids.len().min(turn * IN_TURN)];
+        let is_last = turn == turns;
+        // Names and metadata are a matter of the namespace lane, which is taken before a collection's (R4).
+        let _names = match of_collection && is_last {
+            true => core.exclusive_namespace().await,
+            false => None,
+        };
+        let _alone = job.turn().await?;
+        if job.collection.pairs[job.source].disturbances() != disturbed {
+            return Err(Trouble::Wait("the source needed a repair itself".to_owned()));
+        }
+        let (source, target) = job.objects().await?;
+        if of_collection && is_last {
+            props::equalise(job, &source, &target).await?;
+        }
+        let logged = job.equalise_in_lane(part, source.space()).await?;
+        let mut changes = vec![Change::RemovePayloads(logged)];
+        if is_last {
+            let (source, target) = job.objects().await?;
+            job.equalise_dimension(&source, &target).await?;
+            fault::point("records-mended");
+            changes.push(Change::RemoveRepairs(open.iter().map(|row| row.id).collect()));
+        }
+        // What was logged counts until the repair rows are gone; there are no other entries.
+        job.collection.pairs[job.target].drained();
+        core.behind.lock().remove(&(job.target, job.scope().generation()));
+        if !core.commit_or_retry(&job.scope(), vec![job.target], changes).await && !is_last {
+            return Err(Trouble::Wait("the log does not answer".to_owned()));
+        }
+    }
     tracing::info!(
         node = core.cluster.node(job.target).name,
         generation = job.collection.generation,

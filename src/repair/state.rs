@@ -41,8 +41,8 @@ pub struct Failure {
 /// See the module.
 #[derive(Default)]
 pub struct Repairing {
-    /// Lanes on nodes that the drain or a repair works on; the flag: a repair.
-    busy: Mutex<BTreeMap<(NodeIndex, Key), bool>>,
+    /// Lanes on nodes that the drain or a repair works on.
+    busy: Mutex<BTreeSet<(NodeIndex, Key)>>,
     /// Lanes that a repair waits for: the drain does not begin anew there.
     turns: Mutex<BTreeSet<(NodeIndex, Key)>>,
     /// Collections that a rebuild has made anew: a second try does not begin by deleting.
@@ -73,25 +73,21 @@ impl Drop for Claim {
 }
 
 impl Repairing {
-    fn take(&self, core: &Arc<Core>, at: (NodeIndex, Key), repair: bool) -> Option<Claim> {
-        let mut busy = self.busy.lock();
-        if busy.contains_key(&at) {
-            return None;
-        }
-        busy.insert(at, repair);
-        Some(Claim { core: core.clone(), at })
+    fn take(&self, core: &Arc<Core>, at: (NodeIndex, Key)) -> Option<Claim> {
+        let core = core.clone();
+        self.busy.lock().insert(at).then(|| Claim { core, at })
     }
 
     /// For the drain, which lets a repair that waits go first.
     pub(crate) fn claim_for_drain(&self, core: &Arc<Core>, node: NodeIndex, key: Key) -> Option<Claim> {
         match self.turns.lock().contains(&(node, key)) {
             true => None,
-            false => self.take(core, (node, key), false),
+            false => self.take(core, (node, key)),
         }
     }
 
     pub(super) fn claim(&self, core: &Arc<Core>, node: NodeIndex, key: Key) -> Option<Claim> {
-        let claim = self.take(core, (node, key), true);
+        let claim = self.take(core, (node, key));
         let mut turns = self.turns.lock();
         match claim {
             Some(_) => turns.remove(&(node, key)),
@@ -105,15 +101,6 @@ impl Repairing {
         self.turns
             .lock()
             .retain(|(of, key)| *of != node || wanted.contains(key));
-    }
-
-    /// Repairs of a node that are under way.
-    pub fn active(&self, node: NodeIndex) -> usize {
-        self.busy
-            .lock()
-            .iter()
-            .filter(|((of, _), repair)| *of == node && **repair)
-            .count()
     }
 
     /// Waits as `repair.rate` wants it after so many records; one rate for all repairs together.

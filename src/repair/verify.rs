@@ -143,6 +143,9 @@ pub(super) fn differing_object(source: &Object, target: &Object) -> Option<Strin
 /// person decides which of them counts.
 pub(super) async fn run(job: &Job, rows: &[RepairRow], claim: &mut Option<Claim>) -> Result<(), Trouble> {
     let core = &job.core;
+    if super::still_open(core, rows).is_empty() {
+        return Ok(());
+    }
     let (source, _) = job.objects().await?;
     let generation = job.collection.generation;
     core.repairing.begin(job.target, Some(generation), 0, core.env.wall());
@@ -170,6 +173,9 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow], claim: &mut Option<Claim>
     let _alone = core.exclusive(&job.collection).await;
     job.check()?;
     let open = super::still_open(core, rows);
+    if open.is_empty() {
+        return Ok(());
+    }
     job.fence().await?;
     if !drain_rest(core, job.target, &job.scope()).await {
         return Err(Trouble::Wait("what the node missed is not drained".to_owned()));

@@ -61,6 +61,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         let _names = core.exclusive_namespace().await;
         let _alone = core.exclusive(&job.collection).await;
         job.check()?;
+        still_wanted(job, rows)?;
         if !core.namespace.pairs[job.target].in_sync() {
             return Err(Trouble::Wait("the node is not in step with the namespace".to_owned()));
         }
@@ -89,6 +90,17 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     copy(job, &source, &ids, &undisturbed).await?;
     drop(ids);
     finish(job, &source, &open, &undisturbed).await
+}
+
+/// Somebody may have dropped or replaced the rows: then nothing is overwritten for them, and no backlog is dropped.
+fn still_wanted(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
+    match super::still_open(&job.core, rows)
+        .iter()
+        .any(|row| row.kind.holds_rows())
+    {
+        true => Ok(()),
+        false => Err(Trouble::Wait("the copy is not wanted any more".to_owned())),
+    }
 }
 
 /// Reads everything that the source has.
@@ -137,6 +149,16 @@ async fn copy(
         .cloned()
         .collect();
     drop(wanted);
+    let kept: Vec<&String> = if surplus.is_empty() {
+        there.iter().collect()
+    } else {
+        vec![]
+    };
+    let is_beginning = kept.len() == there.len() && kept.iter().zip(ids).all(|(there, id)| *there == id);
+    if !is_beginning {
+        job.pin().await?;
+    }
+    drop(kept);
     let there: BTreeSet<String> = there.into_iter().collect();
     core.repairing
         .begin(job.target, Some(job.collection.generation), ids.len(), core.env.wall());
@@ -192,6 +214,7 @@ async fn finish(
         if ids.len() > LAST_ROUND && rounds < ROUNDS {
             rounds += 1;
             let round: Vec<String> = std::mem::take(&mut ids).into_iter().collect();
+            job.pin().await?;
             for part in round.chunks(LAST_ROUND) {
                 job.equalise(part, part, source.space(), core.settings.write_timeout)
                     .await?;
@@ -210,6 +233,7 @@ async fn finish(
         take(&mut ids)?;
         undisturbed()?;
         job.check()?;
+        still_wanted(job, open)?;
         job.flush().await?;
         let ids: Vec<String> = ids.into_iter().collect();
         job.equalise_in_lane(&ids, source.space()).await?;

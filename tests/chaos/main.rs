@@ -31,7 +31,7 @@ use verdict::{Verdict, judge};
 use world::{World, settled};
 
 /// The kinds of faults of a run that does not choose them.
-const BY_DEFAULT: &[Kind] = &[Kind::KillNode, Kind::StopNode];
+const BY_DEFAULT: &[Kind] = Kind::ALL;
 
 const SECONDS: u64 = 15;
 const KILLS: u64 = 3;

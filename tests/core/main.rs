@@ -5,6 +5,11 @@
 mod adoption;
 mod doubt;
 mod drain;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "shared with the simulation, which needs other parts of it"
+)]
 mod fakes;
 mod identity;
 mod lease;

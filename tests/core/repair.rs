@@ -327,6 +327,47 @@ async fn s34_a_repair_whose_source_is_gone_is_turned_around() {
     assert_eq!(stage.documents(A, "c")[0], ("x".to_owned(), "w1".to_owned()));
 }
 
+/// S34: a batch as big as a client may send is repaired record by record, and can be turned around all the while.
+#[tokio::test(start_paused = true)]
+async fn s34_a_large_batch_is_repaired_in_turns() {
+    for source_dies in [false, true] {
+        let stage = Stage::new(34).await;
+        let c = stage.create("c").await;
+        let ids: Vec<String> = (0..5461).map(|n| format!("r{n}")).collect();
+        let vectors = vec![[1, 1]; ids.len()];
+        let batch = json!({"ids": ids, "embeddings": vectors});
+        assert_eq!(stage.write(&c, RecordWrite::Upsert, batch).await.status, 200);
+        stage.tamper(B, "c", RecordWrite::Upsert, value("r0", 9));
+        stage.tamper(B, "c", RecordWrite::Delete, json!({"ids": ["r5460"]}));
+        if source_dies {
+            stage.down(A);
+        }
+        let wanted = RepairWanted {
+            source: Some(A),
+            reversible: true,
+            ..RepairWanted::records(Some(ids), 1, "under way at the last stop")
+        };
+        stage.want(&c, B, wanted).await;
+        let (writer, its_c) = (stage.clone(), c.clone());
+        let live = tokio::spawn(async move {
+            for n in 0..50 {
+                seconds(u64::from(source_dies)).await;
+                writer.upsert(&its_c, &format!("r{}", n * 100), n).await;
+            }
+        });
+        stage.heal();
+        if source_dies {
+            stage.eventually("it serves", || stage.usable(&c) == [B]).await;
+            stage.up(A).await;
+        }
+        stage.eventually("equal", || stage.usable(&c) == [A, B]).await;
+        live.await.expect("answers");
+        stage.repaired().await;
+        assert_eq!(sorted(&stage, A), sorted(&stage, B));
+        assert_eq!(stage.contents(A, "c").records.len(), 5461 - usize::from(source_dies));
+    }
+}
+
 /// S34: what a refusal has caused, and what is about a whole collection, is never turned around.
 #[tokio::test(start_paused = true)]
 async fn s34_other_repairs_wait_for_their_source() {
@@ -623,6 +664,33 @@ async fn two_copies_that_were_never_compared_are_and_a_person_decides() {
     }
 }
 
+/// A comparison lets the drain work meanwhile, and is not begun a second time because of that.
+#[tokio::test(start_paused = true)]
+async fn a_comparison_is_under_way_once() {
+    let stage = Stage::new(10).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    let wanted = RepairWanted {
+        kind: RepairKind::Verify,
+        source: Some(A),
+        ..RepairWanted::whole(1, "found on both nodes")
+    };
+    stage.want(&c, B, wanted).await;
+    let gate = Gate::new();
+    stage.a().fault("/get", ALWAYS, Fault::Held(gate.clone()));
+    stage.a().forget_requests();
+    stage.heal();
+    for n in 0..20 {
+        stage.upsert(&c, "x", n).await;
+        seconds(1).await;
+    }
+    assert_eq!(stage.a().saw("/get"), 1);
+    stage.a().heal();
+    gate.open();
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
 /// R2: an operator cannot take the last node that holds everything out either.
 #[tokio::test(start_paused = true)]
 async fn a_resync_from_a_node_that_lacks_something_is_refused() {
@@ -756,6 +824,47 @@ async fn s17_a_repair_that_was_cut_off_is_carried_out_again() {
             assert_eq!(successor.contents(B, "c").records.len(), 2);
             assert_eq!(successor.usable(&c), [A, B]);
         }
+    }
+}
+
+/// S17, S34: a record without a document was acked; an upsert with one that nobody acked landed on one node. The repair
+/// deletes the record to add it again, and the add never arrives. Then the source dies, and the repair is turned around.
+#[tokio::test(start_paused = true)]
+async fn s17_what_is_deleted_to_be_added_again_survives_the_death_of_the_source() {
+    for restart in [false, true] {
+        let stage = Stage::new(17).await;
+        let c = stage.create("c").await;
+        let bare = json!({"ids": ["x"], "embeddings": [[7, 7]]});
+        assert_eq!(stage.write(&c, RecordWrite::Add, bare).await.status, 201);
+        stage.tamper(B, "c", RecordWrite::Upsert, value("x", 9));
+        let wanted = RepairWanted {
+            source: Some(A),
+            reversible: true,
+            ..records(&["x"])
+        };
+        stage.want(&c, B, wanted).await;
+        let gate = Gate::new();
+        stage.b().fault("/add", 1, Fault::Held(gate.clone()));
+        stage.b().forget_requests();
+        stage.heal();
+        stage.eventually("the repair adds", || stage.b().saw("/add") > 0).await;
+        assert_eq!(stage.documents(B, "c"), []);
+        stage.down(A);
+        gate.open_to(Fault::ClosedBefore);
+        let stage = if restart {
+            let successor = Stage::over(18, stage.nodes.clone(), stage.journal.clone(), |_| {}).await;
+            successor.up(B).await;
+            successor.heal();
+            successor
+        } else {
+            stage
+        };
+        let c = stage.find("c");
+        stage.eventually("it serves", || stage.usable(&c) == [B]).await;
+        assert_eq!(stage.documents(B, "c").len(), 1, "{restart}");
+        stage.up(A).await;
+        stage.repaired().await;
+        stage.assert_converged();
     }
 }
 

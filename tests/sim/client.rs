@@ -290,11 +290,7 @@ impl Client {
     }
 
     fn named(&self, sent: u64, called: &Called<Answer>, effect: NameEffect) {
-        // What one node refused and the other did may stay: what is found on a node is kept rather than deleted.
-        let fate = match called {
-            Called::Answered(answer) if answer.status == 400 => Fate::Unknown,
-            called => fate_of(called),
-        };
+        let fate = fate_of(called);
         let answered = self.shared.world.tick();
         self.shared
             .world
@@ -308,13 +304,15 @@ impl Client {
     }
 }
 
-/// Below 300 it is done, below 500 it is not, beyond that nobody knows.
+/// Below 300 it is done, below 500 it is not, beyond that nobody knows. No client sends what a sound node refuses with
+/// 400: one node did, and then the other may prevail.
 fn fate_of(called: &Called<Answer>) -> Fate {
     match called {
         Called::Refused => Fate::Refused,
         Called::Lost => Fate::Unknown,
         Called::Answered(answer) => match answer.status {
             ..300 => Fate::Acked,
+            400 => Fate::Unknown,
             300..500 => Fate::Refused,
             _ => Fate::Unknown,
         },

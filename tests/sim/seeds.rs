@@ -93,7 +93,7 @@ fn explain(plan: &Plan) -> String {
     let outcome = run(&small, true);
     let failure = outcome.failure.unwrap_or_default();
     format!(
-        "{}\n\n{failure}\n\nSeed {}, made smaller:\n{small:#?}\n",
+        "{}\n\n{failure}\n\nSeed {}, made smaller:\n{small:?}\n",
         outcome.events.join("\n"),
         plan.seed
     )
