@@ -6,7 +6,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test model sim chaos check bench
+.PHONY: help setup run test model sim mutants chaos check bench
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -33,6 +33,9 @@ model: ## Search the model of the protocol: all rules hold, and each is missed w
 sim: ## Simulate SEEDS (1000, or 0..1000) runs of the core under faults and crashes, for at most SECONDS
 	SIM_SEEDS=$(or $(SEEDS),1000) $(if $(SECONDS),SIM_SECONDS=$(SECONDS)) \
 		cargo test --locked --test sim -- --ignored --nocapture search
+
+mutants: ## Break one rule at a time; does sim find it in SECONDS (600) each? MUTANTS='05 12' for some only
+	SECONDS_EACH=$(or $(SECONDS),600) scripts/mutants $(MUTANTS)
 
 chaos: ## Random faults for SECONDS (60), with SEED=, JOURNAL=sqlite|postgres|both, FAULTS=all|kill_node,.., KILLS=
 	@scripts/setup all

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use uuid::Uuid;
 
 use super::record::text;
@@ -35,7 +36,10 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                 .by_generation(*generation)
                 .is_none_or(|found| found.node_id(node).is_none()) =>
         {
-            done(vec![]).await
+            match delete_unlearned(core, node, &row.op).await {
+                true => done(vec![]).await,
+                false => Step::Stop(End::Pause),
+            }
         }
         op => {
             let answer = core.namespace_job(node, op, &row.body).await;
@@ -143,6 +147,30 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
         (Outcome::Failed, Some(_)) => Step::Stop(End::Pause),
         (_, None) => Step::Stop(End::Pause),
         (_, Some(_)) => failed(core, node, &Scope::Namespace, row, &text(answer)).await,
+    }
+}
+
+/// A collection that was created on a node whose answer nobody heard, a repair that ended half-way for one, has to go with
+/// its generation all the same: what the node has under the deleted name and nobody knows. False: it cannot be told now.
+async fn delete_unlearned(core: &Arc<Core>, node: NodeIndex, op: &Op) -> bool {
+    let Op::DeleteCollection {
+        tenant, database, name, ..
+    } = op
+    else {
+        return true;
+    };
+    let path = node_path::by_name(tenant, database, name);
+    let there = match core.send(node, NodeRequest::get(path.clone())).await {
+        Ok(answer) if answer.is_success() => parse_collection_object(&answer.body),
+        Ok(NodeResponse { status: 404, .. }) => None,
+        _ => return false,
+    };
+    if there.is_none_or(|there| core.catalog.by_id(there.id).is_some()) {
+        return true;
+    }
+    match core.send(node, NodeRequest::new(Method::DELETE, path, None)).await {
+        Ok(answer) => answer.is_success() || answer.status == 404,
+        Err(_) => false,
     }
 }
 

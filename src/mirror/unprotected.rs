@@ -246,6 +246,9 @@ impl Core {
             return;
         }
         let _alone = self.exclusive(&collection).await;
+        if collection.is_deleted() {
+            return;
+        }
         let written = self.unprotected.state.lock().written.get(&generation).cloned();
         let (Some(written), Some(&source)) = (written, self.usable(&collection).first()) else {
             return;

@@ -4,8 +4,8 @@
 //! two writes of the lane, after both nodes were flushed, and the commit that ends a repair removes only rows that were
 //! there before that read (rule R5, schedules S17, S30). Only a node in step with the lane is a source (rule R2).
 //!
-//! [`records`] mends some records in the lane; [`whole`] copies a collection while it is written to; [`verify`] compares
-//! and overwrites nothing; [`names`] makes the namespace equal. A repair that fails is followed by a stronger one, and at
+//! `records` mends some records in the lane; `whole` copies a collection while it is written to; `verify` compares
+//! and overwrites nothing; `names` makes the namespace equal. A repair that fails is followed by a stronger one, and at
 //! the end by a parked row that waits for a person.
 
 mod breaker;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "time is virtual here: the tests own the clock")]
 
 mod adoption;
+mod crashes;
 mod doubt;
 mod drain;
 #[allow(
@@ -20,4 +21,5 @@ mod namespace;
 mod parked;
 mod refusals;
 mod repair;
+mod schedules;
 mod unprotected;

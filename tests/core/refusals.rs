@@ -89,7 +89,7 @@ async fn a_404_for_a_catalogued_collection_is_covered_by_the_other_node() {
 
 /// S16: a refused add sets the dimension of the node that refused it (chroma-facts.md 18.1).
 #[tokio::test(start_paused = true)]
-async fn a_refused_add_that_sets_the_dimension_reaches_the_node_that_was_away() {
+async fn s16_a_refused_add_that_sets_the_dimension_reaches_the_node_that_was_away() {
     let stage = Stage::new(5).await;
     let c = stage.create("c").await;
     stage.down(B);
