@@ -1,12 +1,14 @@
 //! The journal is away, hangs, or is full; the proxy is started without it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::harness::api::Api;
 use crate::harness::cluster::{Cluster, Options, Side};
+use crate::harness::compare::{DEFAULT, compare_nodes};
+use crate::harness::load::Load;
 use crate::harness::postgres::Postgres;
 use crate::harness::writer::{PATIENCE, Writer};
 use crate::harness::{Stage, eventually, scenarios};
@@ -16,8 +18,12 @@ scenarios! {
     s19_what_was_written_without_the_log_is_compared: postgres;
     s29_nothing_is_accepted_while_no_node_is_up: sqlite, postgres;
     a_journal_that_hangs_or_dies_acknowledges_nothing_falsely: postgres;
+    postgres_is_killed_under_load: postgres;
     the_log_is_dropped_at_its_limit_and_the_node_is_copied: sqlite;
 }
+
+const WRITERS: usize = 4;
+const READERS: usize = 4;
 
 /// More keys of `wal`, behind its `url`.
 fn wal(journal: &str, more: &str) -> Option<String> {
@@ -254,4 +260,59 @@ async fn the_log_is_dropped_at_its_limit_and_the_node_is_copied(stage: Stage) {
     writer.acked(10).await;
     cluster.up(Side::B).await;
     writer.check(&cluster).await;
+}
+
+/// With both nodes up nobody notices that Postgres is gone. With one node down writes are refused, and say so, until it
+/// is back; reads go on.
+async fn postgres_is_killed_under_load(stage: Stage) {
+    let (mut postgres, mut cluster) = with_postgres(&stage).await;
+    for (round, b_is_down) in [false, true, false, true].into_iter().enumerate() {
+        let name = format!("under-load-{round}");
+        let created = cluster.api.create_collection(&name, json!({})).await.ok().json();
+        let id = created["id"].as_str().expect("an id");
+        let load = Load::start(
+            &cluster.api,
+            id,
+            WRITERS,
+            READERS,
+            stage.seed.wrapping_add(round as u64),
+        );
+        load.wait_writes(40).await;
+        if b_is_down {
+            cluster.down(Side::B).await;
+            load.wait_writes(40).await;
+        }
+        tokio::task::block_in_place(|| postgres.kill9());
+        if b_is_down {
+            load.wait_errors(20).await;
+            load.wait_reads(100).await;
+        } else {
+            load.wait_writes(100).await;
+        }
+        tokio::task::block_in_place(|| postgres.start());
+        load.wait_writes(40).await;
+        let report = load.stop().await;
+        let mut kinds = BTreeMap::<&str, usize>::new();
+        for error in &report.errors {
+            let kind = ["-> 503", "-> 504"].into_iter().find(|kind| error.contains(kind));
+            *kinds.entry(kind.unwrap_or(error)).or_default() += 1;
+        }
+        println!(
+            "one node down: {b_is_down}; {} writes, {} reads, errors {kinds:?}",
+            report.writes, report.reads
+        );
+        if b_is_down {
+            let reads_fail = |error: &&String| error.contains(": get ") || error.contains(": query ");
+            let failed: Vec<_> = report.errors.iter().filter(reads_fail).collect();
+            assert!(failed.is_empty(), "{failed:#?}");
+            assert!(kinds.keys().all(|kind| *kind == "-> 503"), "{kinds:#?}");
+            cluster.up(Side::B).await;
+        } else {
+            report.assert_clean();
+        }
+        is_covered(&cluster).await;
+        let dump = compare_nodes(&[&cluster.a, &cluster.b], &[DEFAULT]).await;
+        let dump = dump.expect("equal nodes");
+        report.assert_present(dump.collection(&name));
+    }
 }

@@ -96,6 +96,21 @@ impl Load {
         self.wait("reads", &self.shared.reads, count).await;
     }
 
+    /// Waits until `count` more requests failed.
+    pub async fn wait_errors(&self, count: usize) {
+        let errors = || self.shared.errors.lock().expect("no panics inside").len();
+        let goal = errors() + count;
+        eventually(Duration::from_secs(60), &format!("{count} more errors"), || async {
+            let now = errors();
+            if now >= goal {
+                Ok(())
+            } else {
+                Err(format!("{now} of {goal}"))
+            }
+        })
+        .await;
+    }
+
     async fn wait(&self, what: &str, counter: &AtomicU64, count: u64) {
         let goal = counter.load(SeqCst) + count;
         eventually(Duration::from_secs(60), &format!("{count} more {what}"), || async {
