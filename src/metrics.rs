@@ -188,14 +188,14 @@ static APPENDS: LazyLock<[Histogram; 2]> = LazyLock::new(|| {
     ["failed", "ok"].map(|outcome| family.with_label_values(&[outcome]))
 });
 
-static DRAIN_BATCHES: LazyLock<Histogram> = LazyLock::new(|| {
-    histograms(
+static BATCHES: LazyLock<[Histogram; 2]> = LazyLock::new(|| {
+    let family = histograms(
         "diptych_combined_batch_entries",
-        "Entries that were combined into one request to a node; drain: those a node had missed.",
+        "Writes that were combined into one request to a node; live: of clients, drain: those a node had missed.",
         &["path"],
         &ENTRIES,
-    )
-    .with_label_values(&["drain"])
+    );
+    ["live", "drain"].map(|path| family.with_label_values(&[path]))
 });
 
 /// Counts what one node is asked.
@@ -244,7 +244,12 @@ pub fn journal_append(ok: bool, took: Duration) {
 
 /// Entries that a node had missed were applied to it with one request.
 pub fn drained_batch(entries: usize) {
-    DRAIN_BATCHES.observe(entries as f64);
+    BATCHES[1].observe(entries as f64);
+}
+
+/// So many writes of clients were sent to the nodes as one.
+pub fn mirrored_batch(writes: usize) {
+    BATCHES[0].observe(writes as f64);
 }
 
 fn histograms(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
 use crate::journal::{CollectionRecord, DatabaseRecord};
-use crate::lane::{Lane, Pair};
+use crate::lane::{Lane, Pair, Shared};
 use crate::mirror::QueuedWrite;
 
 /// The id of a database that nobody has been shown yet: that of the node that is asked first will be it.
@@ -118,16 +118,16 @@ struct Index {
 pub struct Catalog {
     index: RwLock<Index>,
     nodes: Vec<String>,
-    queue_limit: usize,
+    lanes: Arc<Shared>,
 }
 
 impl Catalog {
-    /// `nodes` are the nodes' names in configured order; `queue_limit` bounds each lane.
-    pub fn new(nodes: Vec<String>, queue_limit: usize) -> Self {
+    /// `nodes` are the nodes' names in configured order; `lanes` bounds what waits.
+    pub fn new(nodes: Vec<String>, lanes: Arc<Shared>) -> Self {
         Self {
             index: RwLock::default(),
             nodes,
-            queue_limit,
+            lanes,
         }
     }
 
@@ -228,7 +228,7 @@ impl Catalog {
             dimension_known: AtomicBool::new(false),
             pinned: AtomicUsize::new(0),
             pairs: self.nodes.iter().map(|_| Pair::default()).collect(),
-            lane: Lane::new(self.queue_limit),
+            lane: Lane::new(self.lanes.clone()),
         });
         let mut index = self.index.write();
         index.by_generation.insert(record.generation, collection.clone());

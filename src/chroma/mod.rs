@@ -14,8 +14,8 @@ pub mod routes;
 
 pub use answers::{Verdict, verdict};
 pub use bodies::{
-    CreateBody, DeleteBody, ModifyBody, ParseProblem, RecordBody, Refusal, parse_create, parse_delete, parse_modify,
-    parse_name, parse_record,
+    BatchLimits, CreateBody, DeleteBody, MOST_RECORDS, ModifyBody, ParseProblem, Piece, RecordBody, Refusal, Shape,
+    parse_create, parse_delete, parse_modify, parse_name, parse_record, splice,
 };
 pub use ids::{
     CollectionObject, canonical_refusal, deleted_body, parse_collection_list, parse_collection_object,

@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 use super::shutdown::{AtEnd, Ending, Once, Signals};
 use super::status::reachable;
 use crate::admin::{self, Admin, AdminPort, Guard};
+use crate::chroma::BatchLimits;
 use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::{Config, LogPayload};
 use crate::drain::{drain_node, keep_limits};
@@ -25,7 +26,7 @@ use crate::env::{SharedEnv, TokioEnv};
 use crate::journal::{self, Log, Presence};
 use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use crate::proxy::{self, Proxy};
-use crate::repair;
+use crate::{lane, repair};
 
 /// How long shutdown waits for writes that are under way, beyond Pingora's own grace period.
 const LAST_WAIT: Duration = Duration::from_secs(60);
@@ -234,7 +235,16 @@ async fn build_core(
         mirror_grace: config.writes.mirror_grace,
         read_timeout: config.reads.timeout,
         behind_wait: config.reads.behind_wait,
-        queue_limit: config.writes.queue,
+        lanes: lane::Limits {
+            writes: config.writes.queue,
+            bytes: usize::try_from(config.writes.queue_bytes).unwrap_or(usize::MAX),
+            all_bytes: usize::try_from(config.writes.bytes_in_flight).unwrap_or(usize::MAX),
+            time: config.writes.queue_timeout,
+            batch: BatchLimits {
+                records: config.writes.combine_records,
+                bytes: usize::try_from(config.writes.combine_bytes).unwrap_or(usize::MAX),
+            },
+        },
         drain_rows: config.drain.batch_records,
         drain_bytes: usize::try_from(config.drain.batch_bytes).unwrap_or(usize::MAX),
         drain_concurrency: config.drain.concurrency,

@@ -174,9 +174,23 @@ pub struct Writes {
     #[serde(with = "units::size")]
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
     pub max_body: u64,
-    /// Most writes queued for one collection; beyond it, 503.
+    /// Most records in one request to a node that stands for the writes of several clients; 1: none are combined.
+    pub combine_records: usize,
+    /// Most bytes in one such request; a larger write goes alone.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub combine_bytes: u64,
+    /// Most writes queued for one collection; beyond it, 429.
     pub queue: usize,
-    /// Most bytes of request bodies held at once; beyond it, 503.
+    /// Most bytes of writes queued for one collection; beyond it, 429.
+    #[serde(with = "units::size")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
+    pub queue_bytes: u64,
+    /// How long a write waits in the queue before it is begun; then 503, and nothing was done. 0s: no limit.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
+    pub queue_timeout: Duration,
+    /// Most bytes of request bodies held at once, and of those queued; beyond it, 503.
     #[serde(with = "units::size")]
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
     pub bytes_in_flight: u64,
@@ -307,7 +321,11 @@ impl Default for Writes {
             timeout: Duration::from_secs(600),
             mirror_grace: Duration::from_secs(2),
             max_body: 40 * MIB,
+            combine_records: 256,
+            combine_bytes: 8 * MIB,
             queue: 1024,
+            queue_bytes: 64 * MIB,
+            queue_timeout: Duration::from_secs(120),
             bytes_in_flight: 512 * MIB,
         }
     }

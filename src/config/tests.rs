@@ -95,7 +95,8 @@ verify: {interval: 0s, sample: 5}
 namespace: {tenants: [acme], databases: [a/b/docs]}
 health: {interval: 250ms, timeout: 200ms, unhealthy_after: 3, healthy_after: 4}
 reads: {consistency: lead, timeout: 5s, behind_wait: 1m}
-writes: {timeout: 1h, mirror_grace: 1s, max_body: 10MB, queue: 5, bytes_in_flight: 1GiB}
+writes: {timeout: 1h, mirror_grace: 1s, max_body: 10MB, combine_records: 8, combine_bytes: 1MiB, queue: 5,
+         queue_bytes: 2MiB, queue_timeout: 7s, bytes_in_flight: 1GiB}
 drain: {batch_records: 10, batch_bytes: 512KiB, concurrency: 1}
 listen_status: false
 log: {level: debug, format: json}
@@ -143,7 +144,19 @@ grace_period_seconds: null
         (config.writes.timeout, config.writes.max_body),
         (Duration::from_secs(3600), 10_000_000)
     );
-    assert_eq!((config.writes.queue, config.writes.bytes_in_flight), (5, 1 << 30));
+    assert_eq!(
+        (config.writes.combine_records, config.writes.combine_bytes),
+        (8, 1 << 20)
+    );
+    assert_eq!(
+        (
+            config.writes.queue,
+            config.writes.queue_bytes,
+            config.writes.queue_timeout
+        ),
+        (5, 2 << 20, Duration::from_secs(7))
+    );
+    assert_eq!(config.writes.bytes_in_flight, 1 << 30);
     assert_eq!(
         (
             config.drain.batch_records,

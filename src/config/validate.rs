@@ -13,6 +13,10 @@ use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
 use super::{Config, NodeUrl};
+use crate::chroma::MOST_RECORDS;
+
+/// Chroma's own limit of a request body, unless it is configured otherwise there.
+const NODE_BODY: u64 = 40 << 20;
 
 /// How bad a [`Problem`] is, worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,7 +230,10 @@ impl Config {
             ("health.unhealthy_after", self.health.unhealthy_after == 0),
             ("health.healthy_after", self.health.healthy_after == 0),
             ("writes.max_body", self.writes.max_body == 0),
+            ("writes.combine_records", self.writes.combine_records == 0),
+            ("writes.combine_bytes", self.writes.combine_bytes == 0),
             ("writes.queue", self.writes.queue == 0),
+            ("writes.queue_bytes", self.writes.queue_bytes == 0),
             ("writes.bytes_in_flight", self.writes.bytes_in_flight == 0),
             ("drain.batch_records", self.drain.batch_records == 0),
             ("drain.batch_bytes", self.drain.batch_bytes == 0),
@@ -245,6 +252,25 @@ impl Config {
                 "max_retries",
                 "must be at least 1: it counts attempts, and with 0 no request is ever sent",
             );
+        }
+        for (key, records) in [
+            ("writes.combine_records", self.writes.combine_records),
+            ("drain.batch_records", self.drain.batch_records),
+        ] {
+            if records > MOST_RECORDS {
+                found.error(
+                    key,
+                    format!("must be at most {MOST_RECORDS}: Chroma asks clients for no more"),
+                );
+            }
+        }
+        for (key, size) in [
+            ("writes.combine_bytes", self.writes.combine_bytes),
+            ("drain.batch_bytes", self.drain.batch_bytes),
+        ] {
+            if size > NODE_BODY {
+                found.error(key, "must be at most 40MiB: Chroma takes no larger body");
+            }
         }
         if self.writes.bytes_in_flight < self.writes.max_body {
             found.error(

@@ -1,21 +1,14 @@
-//! Adjacent rows of one kind become one upstream batch.
-//!
-//! Chroma's cost of a write is per request, not per record (chroma-facts.md 16), so a backlog of single records drains
-//! many times faster in batches. Only rows that mean the same in any grouping are combined: same kind, same fields,
-//! same form of embeddings, no id twice. Bodies are spliced as text: embeddings are never parsed.
+//! Adjacent rows of one kind become one upstream batch, so that a backlog of single records drains many times faster
+//! than it was written. Rows keep their order: a row that cannot join ends the batch before it, because what is drained
+//! later would stand later in what `get` answers than on the node that took it live.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use crate::chroma::Op;
+use crate::chroma::{BatchLimits, Op, Piece, splice};
 use crate::journal::PayloadRow;
-
-const MAX_RECORDS: usize = 512;
-const MAX_BYTES: usize = 8 << 20;
 
 /// Some rows, by position, and the request body that stands for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,166 +17,79 @@ pub struct Batch {
     pub body: Bytes,
 }
 
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(borrow)]
-    ids: Vec<&'a RawValue>,
-    #[serde(borrow, default)]
-    embeddings: Option<Vec<&'a RawValue>>,
-    #[serde(borrow, default)]
-    metadatas: Option<Vec<&'a RawValue>>,
-    #[serde(borrow, default)]
-    documents: Option<Vec<&'a RawValue>>,
-    #[serde(borrow, default)]
-    uris: Option<Vec<&'a RawValue>>,
-    #[serde(borrow, default, rename = "where")]
-    filter: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    where_document: Option<&'a RawValue>,
-    #[serde(default)]
-    limit: Option<u64>,
-}
-
-impl<'a> Body<'a> {
-    fn columns(&self) -> [(&'static str, Option<&Vec<&'a RawValue>>); 4] {
-        [
-            ("embeddings", self.embeddings.as_ref()),
-            ("metadatas", self.metadatas.as_ref()),
-            ("documents", self.documents.as_ref()),
-            ("uris", self.uris.as_ref()),
-        ]
-    }
-
-    /// Bodies of one shape can stand in one request.
-    fn shape(&self) -> Option<Vec<u8>> {
-        let whole = self.filter.is_none() && self.where_document.is_none() && self.limit.is_none();
-        let aligned = self
-            .columns()
-            .iter()
-            .all(|(_, column)| column.is_none_or(|values| values.len() == self.ids.len()));
-        if !whole || !aligned || self.ids.is_empty() {
-            return None;
-        }
-        let mut shape: Vec<u8> = self
-            .columns()
-            .iter()
-            .map(|(_, column)| u8::from(column.is_some()))
-            .collect();
-        let forms = self.embeddings.iter().flatten().map(|value| value.get().as_bytes()[0]);
-        let forms: BTreeSet<u8> = forms.collect();
-        if forms.len() > 1 {
-            return None;
-        }
-        shape.extend(forms);
-        Some(shape)
-    }
-}
-
 struct Group<'a> {
     start: usize,
     op: &'a Op,
-    shape: Vec<u8>,
-    ids: BTreeSet<String>,
-    bodies: Vec<Body<'a>>,
+    ids: HashSet<String>,
+    pieces: Vec<Piece>,
     bytes: usize,
 }
 
+impl Group<'_> {
+    fn takes(&self, row: &PayloadRow, piece: &Piece, limits: BatchLimits) -> bool {
+        self.op == &row.op
+            && self.pieces[0].shape == piece.shape
+            && limits.admit((self.ids.len(), self.bytes), (piece.ids.len(), row.body.len()))
+            && piece.ids.iter().all(|id| !self.ids.contains(id))
+    }
+}
+
 /// Groups rows into the fewest requests that keep their order.
-pub fn plan(rows: &[PayloadRow]) -> Vec<Batch> {
+pub fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut group: Option<Group> = None;
     for (position, row) in rows.iter().enumerate() {
-        let candidate = candidate(row);
-        if let (Some(current), Some((body, shape, ids))) = (&mut group, &candidate) {
-            let fits = current.op == &row.op
-                && current.shape == *shape
-                && current.ids.len() + ids.len() <= MAX_RECORDS
-                && current.bytes + row.body.len() <= MAX_BYTES
-                && current.ids.is_disjoint(ids);
-            if fits {
-                let _ = body;
-                let Some((body, _, ids)) = candidate else { continue };
-                current.ids.extend(ids);
-                current.bodies.push(body);
-                current.bytes += row.body.len();
-                continue;
+        let Some(piece) = piece(row) else {
+            close(rows, group.take(), position, &mut batches);
+            batches.push(Batch {
+                rows: position..position + 1,
+                body: row.body.clone(),
+            });
+            continue;
+        };
+        match &mut group {
+            Some(group) if group.takes(row, &piece, limits) => {
+                group.ids.extend(piece.ids.iter().cloned());
+                group.bytes += row.body.len();
+                group.pieces.push(piece);
             }
-        }
-        close(rows, group.take(), position, &mut batches);
-        match candidate {
-            Some((body, shape, ids)) => {
+            _ => {
+                close(rows, group.take(), position, &mut batches);
                 group = Some(Group {
                     start: position,
                     op: &row.op,
-                    shape,
-                    ids,
-                    bodies: vec![body],
+                    ids: piece.ids.iter().cloned().collect(),
+                    pieces: vec![piece],
                     bytes: row.body.len(),
                 });
             }
-            None => batches.push(Batch {
-                rows: position..position + 1,
-                body: row.body.clone(),
-            }),
         }
     }
     close(rows, group, rows.len(), &mut batches);
     batches
 }
 
-/// A row that may be combined, with its shape and ids.
-fn candidate(row: &PayloadRow) -> Option<(Body<'_>, Vec<u8>, BTreeSet<String>)> {
+/// What a row that may be combined brings.
+fn piece(row: &PayloadRow) -> Option<Piece> {
     if !row.op.is_record() || row.refused || row.in_doubt {
         return None;
     }
-    let body: Body = serde_json::from_slice(&row.body).ok()?;
-    let shape = body.shape()?;
-    let mut ids = BTreeSet::new();
-    for id in &body.ids {
-        if !ids.insert(serde_json::from_str(id.get()).ok()?) {
-            return None;
-        }
-    }
-    Some((body, shape, ids))
+    Piece::of(&row.body)
 }
 
 fn close(rows: &[PayloadRow], group: Option<Group>, end: usize, batches: &mut Vec<Batch>) {
     let Some(group) = group else { return };
-    let body = match group.bodies.as_slice() {
+    let body = match group.pieces.as_slice() {
         [_] => rows[group.start].body.clone(),
-        bodies => splice(bodies),
+        pieces => {
+            let bodies = rows[group.start..end].iter().map(|row| row.body.as_ref());
+            splice(&pieces.iter().zip(bodies).collect::<Vec<_>>())
+        }
     };
     batches.push(Batch {
         rows: group.start..end,
         body,
     });
-}
-
-fn splice(bodies: &[Body]) -> Bytes {
-    let mut text = String::from("{\"ids\":[");
-    join(&mut text, bodies.iter().flat_map(|body| &body.ids));
-    text.push(']');
-    for (column, (name, first)) in bodies[0].columns().iter().enumerate() {
-        if first.is_some() {
-            text.push_str(&format!(",\"{name}\":["));
-            join(
-                &mut text,
-                bodies.iter().filter_map(|body| body.columns()[column].1).flatten(),
-            );
-            text.push(']');
-        }
-    }
-    text.push('}');
-    Bytes::from(text)
-}
-
-fn join<'a, 'b: 'a>(text: &mut String, values: impl Iterator<Item = &'a &'b RawValue>) {
-    for (position, value) in values.enumerate() {
-        if position > 0 {
-            text.push(',');
-        }
-        text.push_str(value.get());
-    }
 }
 
 #[cfg(test)]
@@ -192,6 +98,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    const LIMITS: BatchLimits = BatchLimits {
+        records: 100,
+        bytes: 10_000,
+    };
 
     fn row(op: Op, body: &str) -> PayloadRow {
         PayloadRow {
@@ -210,10 +121,24 @@ mod tests {
     }
 
     fn plan_text(rows: &[PayloadRow]) -> Vec<(Range<usize>, String)> {
-        plan(rows)
+        plan(rows, LIMITS)
             .into_iter()
             .map(|batch| (batch.rows, String::from_utf8_lossy(&batch.body).into_owned()))
             .collect()
+    }
+
+    #[test]
+    fn a_batch_has_an_end() {
+        let rows: Vec<_> = ["a", "b", "c", "d", "e"]
+            .map(|id| row(Op::Delete, &format!(r#"{{"ids":["{id}"]}}"#)))
+            .into();
+        let ranges = |records, bytes| -> Vec<Range<usize>> {
+            let batches = plan(&rows, BatchLimits { records, bytes });
+            batches.into_iter().map(|batch| batch.rows).collect()
+        };
+        assert_eq!(ranges(2, 1000), vec![0..2, 2..4, 4..5]);
+        assert_eq!(ranges(9, 13 * 3), vec![0..3, 3..5]);
+        assert_eq!(ranges(9, 1), vec![0..1, 1..2, 2..3, 3..4, 4..5]);
     }
 
     #[test]
@@ -244,7 +169,7 @@ mod tests {
             row(Op::Add, r#"{"ids":["d"],"embeddings":[[1]],"uris":["u"]}"#),
             row(Op::Add, r#"{"ids":["e"],"embeddings":["AACAPw=="],"uris":["u"]}"#),
         ];
-        let ranges: Vec<_> = plan(&rows).into_iter().map(|batch| batch.rows).collect();
+        let ranges: Vec<_> = plan(&rows, LIMITS).into_iter().map(|batch| batch.rows).collect();
         assert_eq!(ranges, vec![0..1, 1..3, 3..4, 4..5, 5..6]);
     }
 
@@ -254,7 +179,7 @@ mod tests {
             row(Op::Delete, r#"{"ids":["a"]}"#),
             row(Op::Delete, r#"{"ids":["\u0061"]}"#),
         ];
-        assert_eq!(plan(&rows).len(), 2);
+        assert_eq!(plan(&rows, LIMITS).len(), 2);
     }
 
     #[test]

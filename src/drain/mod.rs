@@ -182,7 +182,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             }
         }
         rounds += 1;
-        let steps = combine::plan(&rows).len();
+        let steps = combine::plan(&rows, core.settings.drain_limits()).len();
         let is_rest = rows.len() as u64 >= pair.pending() && steps <= HANDOVER_STEPS;
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
         if is_rest || losing {
@@ -334,7 +334,7 @@ async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[Pa
             }
         }
         Scope::Collection(collection) => {
-            for step in combine::plan(rows) {
+            for step in combine::plan(rows, core.settings.drain_limits()) {
                 if let stop @ Step::Stop(_) =
                     record::apply(core, node, collection, &rows[step.rows.clone()], step).await
                 {

@@ -5,22 +5,83 @@
 //! between two writes. Namespace operations use them as barriers on the collections they touch, the drain for its
 //! handover to live (design.md R1, R4, 6).
 //!
-//! The worker takes entries one at a time. [`Lane::next`] sees the whole queue: it is where adjacent compatible writes
-//! become one upstream batch.
+//! The worker takes the first entry; compatible writes behind it come along and become one upstream batch
+//! ([`choose`]). Chroma's cost of a write is per request, so this is where many writers get their speed from.
+//!
+//! What may wait is bounded: writes and bytes per lane, bytes over all lanes, and time.
 
+mod choose;
 mod pair;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
+pub use choose::Write;
 pub use pair::{Pair, Touched};
 
-/// The lane has as many entries waiting as it may.
+use crate::chroma::BatchLimits;
+use choose::choose;
+
+/// What may wait in lanes, and what becomes one batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Writes in one lane.
+    pub writes: usize,
+    /// Bytes in one lane; a write that comes to an empty queue is taken whatever it weighs.
+    pub bytes: usize,
+    /// Bytes in all lanes together.
+    pub all_bytes: usize,
+    /// How long a write waits; zero: for ever.
+    pub time: Duration,
+    /// One upstream batch.
+    pub batch: BatchLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            writes: 1024,
+            bytes: 64 << 20,
+            all_bytes: 512 << 20,
+            time: Duration::from_secs(120),
+            batch: BatchLimits {
+                records: 256,
+                bytes: 8 << 20,
+            },
+        }
+    }
+}
+
+/// What lanes share.
+#[derive(Debug)]
+pub struct Shared {
+    limits: Limits,
+    /// Bytes that wait in all of them.
+    bytes: AtomicUsize,
+}
+
+impl Shared {
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            bytes: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// As much waits as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the queue is full")]
-pub struct Full;
+pub enum Full {
+    #[error("the queue is full")]
+    Lane,
+    #[error("the queues hold too many bytes")]
+    Everything,
+}
 
 /// Holding it means: no write of this lane is under way, and none starts.
 #[derive(Debug)]
@@ -28,49 +89,108 @@ pub struct Exclusive {
     _released: oneshot::Sender<()>,
 }
 
-/// What waits in a lane.
+/// What the worker is given.
 #[derive(Debug)]
 pub enum Entry<W> {
-    Write(W),
+    /// At least one; of more, every two are of one kind and about different records.
+    Writes(Vec<W>),
     Exclusive(oneshot::Sender<Exclusive>),
+}
+
+/// What waits in a lane.
+#[derive(Debug)]
+enum Waiting<W> {
+    Write { ticket: u64, write: W },
+    Exclusive(oneshot::Sender<Exclusive>),
+}
+
+/// A write's place in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    ticket: u64,
+    /// The caller has to start a worker.
+    pub starts_worker: bool,
 }
 
 #[derive(Debug)]
 struct Queue<W> {
-    entries: VecDeque<Entry<W>>,
+    entries: VecDeque<Waiting<W>>,
     working: bool,
+    bytes: usize,
+    tickets: u64,
+    /// The worker sleeps until so many wait.
+    wanted: usize,
 }
 
 /// The queue of one collection, or of the namespace.
 #[derive(Debug)]
 pub struct Lane<W> {
     queue: Mutex<Queue<W>>,
-    limit: usize,
+    arrived: Notify,
+    shared: Arc<Shared>,
 }
 
-impl<W> Lane<W> {
-    /// At most `limit` writes wait; exclusive entries are bounded by those who make them.
-    pub fn new(limit: usize) -> Self {
+impl<W: Write> Lane<W> {
+    /// Exclusive entries are bounded by those who make them.
+    pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 entries: VecDeque::new(),
                 working: false,
+                bytes: 0,
+                tickets: 0,
+                wanted: usize::MAX,
             }),
-            limit,
+            arrived: Notify::new(),
+            shared,
         }
     }
 
-    /// Queues a write. Returns true when the caller has to start a worker.
+    /// Queues a write.
     ///
     /// # Errors
     /// [`Full`], with nothing queued.
-    pub fn push(&self, write: W) -> Result<bool, Full> {
+    pub fn push(&self, write: W) -> Result<Place, Full> {
+        let bytes = write.bytes();
+        let limits = &self.shared.limits;
         let mut queue = self.queue.lock();
-        if queue.entries.len() >= self.limit {
-            return Err(Full);
+        if queue.entries.len() >= limits.writes || (queue.bytes > 0 && queue.bytes + bytes > limits.bytes) {
+            return Err(Full::Lane);
         }
-        queue.entries.push_back(Entry::Write(write));
-        Ok(!std::mem::replace(&mut queue.working, true))
+        let all = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if all > 0 && all + bytes > limits.all_bytes {
+            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Full::Everything);
+        }
+        queue.bytes += bytes;
+        queue.tickets += 1;
+        let ticket = queue.tickets;
+        queue.entries.push_back(Waiting::Write { ticket, write });
+        if queue.entries.len() >= queue.wanted {
+            self.arrived.notify_one();
+        }
+        Ok(Place {
+            ticket,
+            starts_worker: !std::mem::replace(&mut queue.working, true),
+        })
+    }
+
+    /// Takes a write back that the worker has not taken yet. True: nothing will come of it.
+    pub fn withdraw(&self, place: Place) -> bool {
+        let mut queue = self.queue.lock();
+        let is_it = |entry: &Waiting<W>| matches!(entry, Waiting::Write { ticket, .. } if *ticket == place.ticket);
+        let Some(position) = queue.entries.iter().position(is_it) else {
+            return false;
+        };
+        if let Some(Waiting::Write { write, .. }) = queue.entries.remove(position) {
+            self.forget_bytes(&mut queue, write.bytes());
+        }
+        true
+    }
+
+    fn forget_bytes(&self, queue: &mut Queue<W>, bytes: usize) {
+        queue.bytes -= bytes;
+        self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Queues an exclusive entry. The receiver gets the lane when its turn comes; the flag says that the caller has to
@@ -78,16 +198,55 @@ impl<W> Lane<W> {
     pub fn push_exclusive(&self) -> (oneshot::Receiver<Exclusive>, bool) {
         let (turn, acquired) = oneshot::channel();
         let mut queue = self.queue.lock();
-        queue.entries.push_back(Entry::Exclusive(turn));
+        queue.entries.push_back(Waiting::Exclusive(turn));
+        self.arrived.notify_one();
         (acquired, !std::mem::replace(&mut queue.working, true))
     }
 
-    /// The next entry for the worker; `None` ends the worker.
-    pub fn next(&self) -> Option<Entry<W>> {
+    /// The next entry for the worker; `None` ends the worker. With `alone`, one write at a time.
+    pub fn next(&self, alone: bool) -> Option<Entry<W>> {
         let mut queue = self.queue.lock();
-        let entry = queue.entries.pop_front();
-        queue.working = entry.is_some();
-        entry
+        let batch = self.shared.limits.batch;
+        let records = if alone { 1 } else { batch.records };
+        let chosen = choose(&queue.entries, BatchLimits { records, ..batch });
+        let Some(&last) = chosen.last() else {
+            let first = queue.entries.pop_front();
+            queue.working = first.is_some();
+            return match first? {
+                Waiting::Exclusive(turn) => Some(Entry::Exclusive(turn)),
+                Waiting::Write { .. } => unreachable!("the first write is always chosen"),
+            };
+        };
+        let mut writes = Vec::with_capacity(chosen.len());
+        let mut passed = Vec::new();
+        let mut chosen = chosen.into_iter().peekable();
+        for (position, entry) in queue.entries.drain(..=last).enumerate() {
+            match entry {
+                Waiting::Write { write, .. } if chosen.next_if_eq(&position).is_some() => writes.push(write),
+                entry => passed.push(entry),
+            }
+        }
+        for entry in passed.into_iter().rev() {
+            queue.entries.push_front(entry);
+        }
+        self.forget_bytes(&mut queue, writes.iter().map(W::bytes).sum());
+        Some(Entry::Writes(writes))
+    }
+
+    /// Waits until so many wait, or someone wants the lane for himself.
+    pub async fn until_waiting(&self, wanted: usize) {
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                let is_wanted = queue.entries.iter().any(|entry| matches!(entry, Waiting::Exclusive(_)));
+                if is_wanted || queue.entries.len() >= wanted.min(self.shared.limits.writes) {
+                    queue.wanted = usize::MAX;
+                    return;
+                }
+                queue.wanted = wanted;
+            }
+            self.arrived.notified().await;
+        }
     }
 
     /// The first exclusive entry, ahead of the writes before it: for a worker whose write waits for what the holder of
@@ -97,21 +256,26 @@ impl<W> Lane<W> {
         let position = queue
             .entries
             .iter()
-            .position(|entry| matches!(entry, Entry::Exclusive(_)))?;
+            .position(|entry| matches!(entry, Waiting::Exclusive(_)))?;
         match queue.entries.remove(position) {
-            Some(Entry::Exclusive(turn)) => Some(turn),
+            Some(Waiting::Exclusive(turn)) => Some(turn),
             _ => None,
         }
     }
 
     /// Puts an exclusive entry back to the front.
     pub fn put_back(&self, turn: oneshot::Sender<Exclusive>) {
-        self.queue.lock().entries.push_front(Entry::Exclusive(turn));
+        self.queue.lock().entries.push_front(Waiting::Exclusive(turn));
     }
 
     /// Entries that wait.
     pub fn waiting(&self) -> usize {
         self.queue.lock().entries.len()
+    }
+
+    /// Whether a write that comes now has to wait.
+    pub fn is_busy(&self) -> bool {
+        self.queue.lock().working
     }
 
     /// Gives the lane to whoever asked for it and waits until it is given back.
@@ -123,44 +287,176 @@ impl<W> Lane<W> {
     }
 }
 
+/// The namespace lane has exclusive entries only.
+impl Write for std::convert::Infallible {
+    type Kind = ();
+
+    fn kind(&self) -> Option<()> {
+        match *self {}
+    }
+
+    fn ids(&self) -> Option<&[String]> {
+        match *self {}
+    }
+
+    fn bytes(&self) -> usize {
+        match *self {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A write about its own record that weighs ten bytes; even ones and odd ones combine.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Number(usize, Vec<String>);
+
+    impl Write for Number {
+        type Kind = usize;
+
+        fn kind(&self) -> Option<usize> {
+            Some(self.0 % 2)
+        }
+
+        fn ids(&self) -> Option<&[String]> {
+            Some(&self.1)
+        }
+
+        fn bytes(&self) -> usize {
+            10
+        }
+    }
+
+    fn number(n: usize) -> Number {
+        Number(n, vec![n.to_string()])
+    }
+
+    fn lane(limits: Limits) -> Lane<Number> {
+        Lane::new(Shared::new(limits))
+    }
+
+    fn push(lane: &Lane<Number>, n: usize) -> Result<bool, Full> {
+        lane.push(number(n)).map(|place| place.starts_worker)
+    }
+
+    fn next(lane: &Lane<Number>, alone: bool) -> Vec<usize> {
+        match lane.next(alone) {
+            Some(Entry::Writes(writes)) => writes.iter().map(|write| write.0).collect(),
+            Some(Entry::Exclusive(_)) => vec![usize::MAX],
+            None => vec![],
+        }
+    }
+
     #[test]
     fn entries_keep_their_order_and_only_the_first_starts_a_worker() {
-        let lane = Lane::new(8);
-        assert_eq!(lane.push(1), Ok(true));
-        assert_eq!(lane.push(2), Ok(false));
+        let lane = lane(Limits::default());
+        assert_eq!(push(&lane, 1), Ok(true));
+        assert_eq!(push(&lane, 2), Ok(false));
         let (_turn, start) = lane.push_exclusive();
         assert!(!start);
-        assert_eq!(lane.push(3), Ok(false));
-        assert!(matches!(lane.next(), Some(Entry::Write(1))));
-        assert!(matches!(lane.next(), Some(Entry::Write(2))));
-        assert!(matches!(lane.next(), Some(Entry::Exclusive(_))));
-        assert!(matches!(lane.next(), Some(Entry::Write(3))));
-        assert!(lane.next().is_none());
-        assert_eq!(lane.push(4), Ok(true), "the worker ended: a new one is needed");
+        assert_eq!(push(&lane, 3), Ok(false));
+        assert_eq!(next(&lane, true), [1]);
+        assert_eq!(next(&lane, true), [2]);
+        assert_eq!(next(&lane, true), [usize::MAX]);
+        assert_eq!(next(&lane, true), [3]);
+        assert!(lane.is_busy());
+        assert!(lane.next(true).is_none());
+        assert!(!lane.is_busy());
+        assert_eq!(push(&lane, 4), Ok(true), "the worker ended: a new one is needed");
+    }
+
+    #[test]
+    fn those_that_were_passed_keep_their_place() {
+        let lane = lane(Limits::default());
+        for n in [1, 2, 3, 4, 6, 5] {
+            assert!(push(&lane, n).is_ok());
+        }
+        assert_eq!(next(&lane, false), [1, 3, 5]);
+        assert!(push(&lane, 8).is_ok());
+        assert_eq!(next(&lane, true), [2]);
+        assert_eq!(next(&lane, false), [4, 6, 8]);
     }
 
     #[test]
     fn a_full_lane_refuses_writes() {
-        let lane = Lane::new(2);
-        assert!(lane.push(1).is_ok());
-        assert!(lane.push(2).is_ok());
-        assert_eq!(lane.push(3), Err(Full));
-        lane.next();
-        assert!(lane.push(4).is_ok());
+        let by_count = lane(Limits {
+            writes: 2,
+            ..Limits::default()
+        });
+        let by_bytes = lane(Limits {
+            bytes: 29,
+            ..Limits::default()
+        });
+        for lane in [by_count, by_bytes] {
+            assert!(push(&lane, 1).is_ok());
+            assert!(push(&lane, 2).is_ok());
+            assert_eq!(push(&lane, 3), Err(Full::Lane));
+            next(&lane, true);
+            assert!(push(&lane, 4).is_ok());
+        }
+    }
+
+    #[test]
+    fn all_lanes_together_are_bounded_and_what_left_counts_no_more() {
+        let shared = Shared::new(Limits {
+            bytes: 5,
+            all_bytes: 20,
+            ..Limits::default()
+        });
+        let lanes: Vec<Lane<Number>> = (0..3).map(|_| Lane::new(shared.clone())).collect();
+        let place = lanes[0]
+            .push(number(1))
+            .expect("one write may wait, whatever it weighs");
+        assert_eq!(push(&lanes[0], 2), Err(Full::Lane));
+        assert!(push(&lanes[1], 1).is_ok());
+        assert_eq!(push(&lanes[2], 1), Err(Full::Everything));
+        assert!(lanes[0].withdraw(place));
+        assert!(push(&lanes[2], 1).is_ok());
+        next(&lanes[1], false);
+        assert!(push(&lanes[0], 1).is_ok());
+    }
+
+    #[test]
+    fn only_what_the_worker_has_not_taken_is_withdrawn() {
+        let lane = lane(Limits::default());
+        let first = lane.push(number(1)).unwrap();
+        let second = lane.push(number(2)).unwrap();
+        assert_eq!(next(&lane, true), [1]);
+        assert!(!lane.withdraw(first));
+        assert!(lane.withdraw(second) && !lane.withdraw(second));
+        assert!(lane.next(true).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_worker_wakes_when_enough_wait_or_someone_wants_the_lane() {
+        for exclusive in [false, true] {
+            let lane = Arc::new(lane(Limits::default()));
+            assert!(push(&lane, 1).is_ok());
+            let waiting = lane.clone();
+            let worker = tokio::spawn(async move { waiting.until_waiting(3).await });
+            tokio::task::yield_now().await;
+            assert!(push(&lane, 2).is_ok());
+            tokio::task::yield_now().await;
+            assert!(!worker.is_finished());
+            let _turn = if exclusive {
+                Some(lane.push_exclusive())
+            } else {
+                assert!(push(&lane, 3).is_ok());
+                None
+            };
+            worker.await.expect("it wakes");
+        }
     }
 
     #[tokio::test]
     async fn whoever_holds_the_lane_holds_the_worker() {
-        let lane = Lane::<u8>::new(2);
+        let lane = lane(Limits::default());
         let (turn, _) = lane.push_exclusive();
-        let Some(Entry::Exclusive(sender)) = lane.next() else {
+        let Some(Entry::Exclusive(sender)) = lane.next(false) else {
             panic!("an exclusive entry")
         };
-        let worker = tokio::spawn(Lane::<u8>::hand_over(sender));
+        let worker = tokio::spawn(Lane::<Number>::hand_over(sender));
         let held = turn.await.expect("the lane");
         tokio::task::yield_now().await;
         assert!(!worker.is_finished());
@@ -170,12 +466,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_lane_nobody_waits_for_any_more_is_not_held() {
-        let lane = Lane::<u8>::new(2);
+        let lane = lane(Limits::default());
         let (turn, _) = lane.push_exclusive();
         drop(turn);
-        let Some(Entry::Exclusive(sender)) = lane.next() else {
+        let Some(Entry::Exclusive(sender)) = lane.next(false) else {
             panic!("an exclusive entry")
         };
-        Lane::<u8>::hand_over(sender).await;
+        Lane::<Number>::hand_over(sender).await;
     }
 }

@@ -31,13 +31,13 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::catalog::{Catalog, Collection};
-use crate::chroma::{DeleteBody, Generation, Op};
+use crate::chroma::{BatchLimits, DeleteBody, Generation, Op, Piece, Shape};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::config::{Heal, WhenUnavailable};
 use crate::env::SharedEnv;
 use crate::journal::{Change, JournalError, Log, Lsn, RepairRow, SuspectRow};
-use crate::lane::{Entry, Exclusive, Lane, Pair};
-use crate::repair;
+use crate::lane::{Entry, Exclusive, Lane, Pair, Shared};
+use crate::{lane, repair};
 
 pub(crate) use admit::WIPED;
 pub use answer::Answer;
@@ -58,8 +58,8 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// How long a request waits for the only node that has everything to be drained.
     pub behind_wait: Duration,
-    /// Writes that may wait in one lane.
-    pub queue_limit: usize,
+    /// What may wait in lanes, and what becomes one upstream batch.
+    pub lanes: lane::Limits,
     /// Payload rows and bytes that one drain step reads.
     pub drain_rows: usize,
     pub drain_bytes: usize,
@@ -91,9 +91,19 @@ pub struct Settings {
     pub verify_sample: u32,
 }
 
-/// A record write that waits in its collection's lane.
+impl Settings {
+    /// What one request of the drain may hold.
+    pub fn drain_limits(&self) -> BatchLimits {
+        BatchLimits {
+            records: self.drain_rows,
+            bytes: self.drain_bytes,
+        }
+    }
+}
+
+/// One upstream record write: a client's, or several clients' in one.
 #[derive(Debug)]
-pub struct QueuedWrite {
+pub struct RecordEntry {
     pub op: Op,
     pub body: Bytes,
     /// Records it speaks of; for a delete by filter, those are found in the lane.
@@ -101,7 +111,31 @@ pub struct QueuedWrite {
     pub has_embeddings: bool,
     /// A delete by filter, to be resolved to ids on the lead.
     pub filter: Option<DeleteBody>,
+}
+
+/// A record write that waits in its collection's lane.
+#[derive(Debug)]
+pub struct QueuedWrite {
+    pub entry: RecordEntry,
+    /// What it brings to a batch; `None`: it goes alone.
+    pub piece: Option<Piece>,
     pub reply: oneshot::Sender<Answer>,
+}
+
+impl lane::Write for QueuedWrite {
+    type Kind = (&'static str, Shape);
+
+    fn kind(&self) -> Option<Self::Kind> {
+        Some((self.entry.op.label(), self.piece.as_ref()?.shape))
+    }
+
+    fn ids(&self) -> Option<&[String]> {
+        self.entry.filter.is_none().then_some(&self.entry.ids)
+    }
+
+    fn bytes(&self) -> usize {
+        self.entry.body.len()
+    }
 }
 
 /// Which lane: a collection's or the namespace's.
@@ -228,10 +262,11 @@ impl Core {
     ) -> Result<Arc<Self>, JournalError> {
         let snapshot = log.journal().load().await?;
         let names = cluster.nodes().iter().map(|node| node.name.clone()).collect();
+        let lanes = Shared::new(settings.lanes);
         let core = Arc::new(Self {
-            catalog: Catalog::new(names, settings.queue_limit),
+            catalog: Catalog::new(names, lanes.clone()),
             namespace: Namespace {
-                lane: Lane::new(settings.queue_limit),
+                lane: Lane::new(lanes),
                 pairs: cluster.nodes().iter().map(|_| Pair::default()).collect(),
             },
             env,
@@ -466,9 +501,9 @@ impl Core {
         if start {
             let core = self.clone();
             self.spawn_job(async move {
-                while let Some(entry) = core.namespace.lane.next() {
+                while let Some(entry) = core.namespace.lane.next(true) {
                     match entry {
-                        Entry::Write(never) => match never {},
+                        Entry::Writes(_) => {}
                         Entry::Exclusive(turn) => Lane::<std::convert::Infallible>::hand_over(turn).await,
                     }
                 }
@@ -480,9 +515,15 @@ impl Core {
     fn start_worker(self: &Arc<Self>, collection: Arc<Collection>) {
         let core = self.clone();
         self.spawn_job(async move {
-            while let Some(entry) = collection.lane.next() {
+            // While the collection may have no dimension, a write that is refused can still set it.
+            while let Some(entry) = collection.lane.next(!collection.dimension_known()) {
                 match entry {
-                    Entry::Write(write) => core.write_records(&collection, write).await,
+                    Entry::Writes(writes) => {
+                        let (count, begun) = (writes.len(), core.env.now());
+                        core.write_records(&collection, writes).await;
+                        core.await_company(&collection, count, core.env.now().saturating_sub(begun))
+                            .await;
+                    }
                     Entry::Exclusive(turn) => Lane::<QueuedWrite>::hand_over(turn).await,
                 }
             }

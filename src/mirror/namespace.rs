@@ -81,7 +81,7 @@ impl Core {
     }
 
     async fn write_namespace(self: &Arc<Self>, write: NamespaceWrite, body: Bytes) -> Answer {
-        if self.namespace.lane.waiting() >= self.settings.queue_limit {
+        if self.namespace.lane.waiting() >= self.settings.lanes.writes {
             return Answer::too_many("Too many namespace operations wait.");
         }
         if matches!(write, NamespaceWrite::Other { .. }) && !self.take_unknown_budget() {

@@ -1,19 +1,38 @@
 //! Writes of records: add, upsert, update, delete.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::cover::EntryInfo;
-use super::{Answer, Circumstances, Core, Ids, NodeAnswer, Outcome, QueuedWrite, Reply, Scope, decide};
+use super::{Answer, Circumstances, Core, Ids, NodeAnswer, Outcome, QueuedWrite, RecordEntry, Reply, Scope, decide};
 use crate::catalog::Collection;
-use crate::chroma::{DeleteBody, Op, deleted_body, node_path, parse_ids_answer, replace_uuid};
+use crate::chroma::{DeleteBody, Op, Piece, deleted_body, node_path, parse_ids_answer, replace_uuid, splice};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse, SendError};
-use crate::env::BoxFuture;
+use crate::env::{BoxFuture, within};
 use crate::fault;
 use crate::journal::{Intent, Lsn};
-use crate::lane::{Lane, Pair};
+use crate::lane::{Full, Lane, Pair};
+use crate::metrics;
+
+/// After a batch its clients' next writes are waited for this long at most, and for this share of what it took.
+const LONGEST_LINGER: Duration = Duration::from_millis(2);
+const LINGER_SHARE: u32 = 16;
+
+/// What became of an entry.
+struct Carried {
+    answer: Answer,
+    /// The lead refused it, and so has nothing of it.
+    refused: bool,
+}
+
+impl From<Answer> for Carried {
+    fn from(answer: Answer) -> Self {
+        Self { answer, refused: false }
+    }
+}
 
 impl Core {
     /// Queues a record write in its collection's lane and waits for its answer.
@@ -26,31 +45,80 @@ impl Core {
         has_embeddings: bool,
         filter: Option<DeleteBody>,
     ) -> Answer {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        // A write that finds the lane free goes alone anyway.
+        let may_combine = filter.is_none() && collection.lane.is_busy();
         let write = QueuedWrite {
-            op,
-            body,
-            ids,
-            has_embeddings,
-            filter,
+            piece: may_combine.then(|| Piece::of(&body)).flatten(),
+            entry: RecordEntry {
+                op,
+                body,
+                ids,
+                has_embeddings,
+                filter,
+            },
             reply,
         };
-        match collection.lane.push(write) {
-            Ok(true) => self.start_worker(collection.clone()),
-            Ok(false) => {}
-            Err(_) => return Answer::too_many("Too many writes wait for this collection."),
+        let place = match collection.lane.push(write) {
+            Ok(place) => place,
+            Err(Full::Lane) => return Answer::too_many("Too many writes wait for this collection."),
+            Err(Full::Everything) => return Answer::unavailable("Too many bytes of writes wait."),
+        };
+        if place.starts_worker {
+            self.start_worker(collection.clone());
         }
-        answer
-            .await
-            .unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
+        let limit = self.settings.lanes.time;
+        let in_time = match limit {
+            Duration::ZERO => None,
+            limit => Some(within(&self.env, limit, &mut answer).await),
+        };
+        let answer = match in_time {
+            Some(Some(answer)) => answer,
+            Some(None) if collection.lane.withdraw(place) => {
+                return Answer::unavailable("The write waited too long for its turn and was not begun.");
+            }
+            _ => answer.await,
+        };
+        answer.unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
     }
 
-    /// Carries out one write; runs alone in the collection's lane.
-    pub(super) async fn write_records(self: &Arc<Self>, collection: &Arc<Collection>, mut write: QueuedWrite) {
-        let answer = match self.carry_out(collection, &mut write).await {
-            Ok(answer) | Err(answer) => answer,
-        };
-        let _ = write.reply.send(answer);
+    /// Carries out writes as one entry; runs alone in the collection's lane. A batch that is refused is halved until it
+    /// is known whose fault it was: each client gets the answer that it would have got alone.
+    pub(super) async fn write_records(self: &Arc<Self>, collection: &Arc<Collection>, writes: Vec<QueuedWrite>) {
+        let mut parts = vec![writes];
+        while let Some(mut writes) = parts.pop() {
+            metrics::mirrored_batch(writes.len());
+            let carried = match writes.as_mut_slice() {
+                [one] => self.carry_out(collection, &mut one.entry).await,
+                several => self.carry_out(collection, &mut combined(several)).await,
+            };
+            let carried = carried.unwrap_or_else(Carried::from);
+            if carried.refused && writes.len() > 1 {
+                let second = writes.split_off(writes.len() / 2);
+                parts.extend([second, writes]);
+                continue;
+            }
+            let several = writes.len() > 1;
+            for write in writes {
+                let mut answer = carried.answer.clone();
+                if several && write.entry.op == Op::Delete && (200..300).contains(&answer.status) {
+                    answer.body = deleted_body(write.entry.ids.len());
+                }
+                let _ = write.reply.send(answer);
+            }
+        }
+    }
+
+    /// Gives the clients of a batch a moment to come back: without it, those who always have one write under way fall
+    /// into two groups that take turns. A write that found the lane free has had no company, and whoever it is next does
+    /// not wait.
+    pub(super) async fn await_company(&self, collection: &Collection, count: usize, took: Duration) {
+        let waiting = collection.lane.waiting();
+        if count + waiting < 2 || !collection.dimension_known() {
+            return;
+        }
+        let limit = (took / LINGER_SHARE).min(LONGEST_LINGER);
+        within(&self.env, limit, collection.lane.until_waiting(count + waiting)).await;
     }
 
     /// The nodes to send to, once it is certain that what the others miss can be kept for them.
@@ -83,8 +151,8 @@ impl Core {
     async fn carry_out(
         self: &Arc<Self>,
         collection: &Arc<Collection>,
-        write: &mut QueuedWrite,
-    ) -> Result<Answer, Answer> {
+        write: &mut RecordEntry,
+    ) -> Result<Carried, Answer> {
         let scope = Scope::Collection(collection.clone());
         let mut resolved = None;
         for last in [false, true] {
@@ -92,7 +160,7 @@ impl Core {
             if let Some(filter) = write.filter.take() {
                 let ids = self.resolve(collection, &usable, &filter).await?;
                 if ids.is_empty() {
-                    return Ok(Answer::json(200, deleted_body(0)));
+                    return Ok(Answer::json(200, deleted_body(0)).into());
                 }
                 write.body = DeleteBody::delete_ids_body(&ids);
                 resolved = Some(ids.len());
@@ -150,7 +218,12 @@ impl Core {
             if decision.reply != Reply::Unavailable && !self.may_write(&write.op).await {
                 return Err(Answer::replaced_meanwhile());
             }
-            return Ok(self.conclude(collection, &answers, decision.reply, covered.durable, resolved));
+            let lead_refused =
+                matches!(decision.reply, Reply::Of(lead) if matches!(outcomes[lead], Outcome::Refused { .. }));
+            return Ok(Carried {
+                answer: self.conclude(collection, &answers, decision.reply, covered.durable, resolved),
+                refused: lead_refused && covered.durable,
+            });
         }
         Err(Answer::unavailable("No node took the write."))
     }
@@ -225,7 +298,7 @@ impl Core {
         self: &Arc<Self>,
         collection: &Arc<Collection>,
         node: NodeIndex,
-        write: &QueuedWrite,
+        write: &RecordEntry,
     ) -> BoxFuture<NodeAnswer> {
         let core = self.clone();
         let (id, client) = (collection.node_id(node), collection.client_id);
@@ -297,6 +370,24 @@ impl Core {
             _ => response.body.clone(),
         };
         Answer::of_node(response, body)
+    }
+}
+
+/// Several writes of one kind as one.
+fn combined(writes: &[QueuedWrite]) -> RecordEntry {
+    let members: Vec<_> = writes
+        .iter()
+        .filter_map(|write| Some((write.piece.as_ref()?, write.entry.body.as_ref())))
+        .collect();
+    RecordEntry {
+        op: writes[0].entry.op.clone(),
+        body: splice(&members),
+        ids: writes
+            .iter()
+            .flat_map(|write| write.entry.ids.iter().cloned())
+            .collect(),
+        has_embeddings: writes.iter().any(|write| write.entry.has_embeddings),
+        filter: None,
     }
 }
 

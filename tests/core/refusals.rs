@@ -110,7 +110,7 @@ async fn s16_a_refused_add_that_sets_the_dimension_reaches_the_node_that_was_awa
 
 #[tokio::test(start_paused = true)]
 async fn a_full_lane_answers_429_and_drains() {
-    let stage = Stage::with(6, |settings| settings.queue_limit = 4).await;
+    let stage = Stage::with(6, |settings| settings.lanes.writes = 4).await;
     let c = stage.create("c").await;
     let gate = Gate::new();
     for node in &stage.nodes {

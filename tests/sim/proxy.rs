@@ -9,6 +9,7 @@ use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::{SharedEnv, within};
 use diptych::journal::{Holder, Log};
+use diptych::lane::Limits;
 use diptych::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use diptych::repair::repair_node;
 use tokio::sync::oneshot;
@@ -103,7 +104,10 @@ async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
         mirror_grace: Duration::from_secs(2),
         read_timeout: Duration::from_secs(30),
         behind_wait: Duration::from_secs(10),
-        queue_limit: 64,
+        lanes: Limits {
+            writes: 64,
+            ..Limits::default()
+        },
         drain_rows: 8,
         drain_bytes: 8 << 20,
         drain_concurrency: 8,

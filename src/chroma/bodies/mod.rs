@@ -17,6 +17,7 @@ mod delete;
 mod metadata;
 mod namespace;
 mod record;
+mod splice;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use delete::{DeleteBody, parse_delete};
 pub use namespace::{CreateBody, ModifyBody, parse_create, parse_modify, parse_name};
 pub use record::{RecordBody, parse_record};
+pub use splice::{BatchLimits, MOST_RECORDS, Piece, Shape, splice};
 
 /// An answer of ours in Chroma's form.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -152,6 +152,15 @@ impl<'de> Deserialize<'de> for Embeddings {
     }
 }
 
+/// Numbers in an embedding, from its text; `None` if that cannot be told.
+pub(super) fn dimension(raw: &str) -> Option<usize> {
+    match raw.as_bytes().first()? {
+        b'[' => count_numbers(raw),
+        b'"' => count_base64(raw).ok()?,
+        _ => None,
+    }
+}
+
 /// Length of a flat list; `None` if it is empty, which Chroma refuses without effect.
 fn count_numbers(raw: &str) -> Option<usize> {
     let inner = &raw.as_bytes()[1..raw.len() - 1];

@@ -168,6 +168,9 @@ fn amounts_are_not_zero() {
         ("health", "unhealthy_after"),
         ("health", "healthy_after"),
         ("writes", "queue"),
+        ("writes", "queue_bytes"),
+        ("writes", "combine_records"),
+        ("writes", "combine_bytes"),
         ("drain", "batch_records"),
         ("drain", "batch_bytes"),
         ("drain", "concurrency"),
@@ -187,6 +190,23 @@ fn amounts_are_not_zero() {
     one("threads: 0", "error: threads", "at least 1");
     one("max_retries: 0", "error: max_retries", "no request is ever sent");
     one("listener_tasks_per_fd: 0", "error: listener_tasks_per_fd", "at least 1");
+}
+
+#[test]
+fn no_batch_is_larger_than_chroma_takes() {
+    for section in ["writes: {combine", "drain: {batch"] {
+        let key = section.replace(": {", ".");
+        one(
+            &format!("{section}_records: 5462}}"),
+            &format!("error: {key}_records"),
+            "5461",
+        );
+        one(
+            &format!("{section}_bytes: 41MiB}}"),
+            &format!("error: {key}_bytes"),
+            "40MiB",
+        );
+    }
 }
 
 #[test]

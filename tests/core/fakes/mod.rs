@@ -18,6 +18,7 @@ use diptych::config::{Heal, WhenUnavailable};
 use diptych::drain::drain_node;
 use diptych::env::SharedEnv;
 use diptych::journal::{Holder, Log};
+use diptych::lane::Limits;
 use diptych::mirror::{Answer, Core, NamespaceWrite, Settings, keep_suspects, recover};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -97,7 +98,10 @@ impl Stage {
             mirror_grace: Duration::from_secs(2),
             read_timeout: Duration::from_secs(30),
             behind_wait: Duration::from_secs(10),
-            queue_limit: 64,
+            lanes: Limits {
+                writes: 64,
+                ..Limits::default()
+            },
             drain_rows: 1000,
             drain_bytes: 8 << 20,
             drain_concurrency: 8,
