@@ -172,6 +172,11 @@ impl FakeNode {
         self.inner.lock().chaos = Some(Box::new(chaos));
     }
 
+    /// Requests take up to so many microseconds.
+    pub fn set_latency(&self, latency: u64) {
+        self.inner.lock().latency = latency;
+    }
+
     pub fn heal(&self) {
         let mut inner = self.inner.lock();
         inner.rules.clear();
