@@ -108,6 +108,12 @@ impl SimNode {
         self.inner.lock().weather = weather;
     }
 
+    /// It may refuse what the other node took.
+    pub fn may_refuse(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.weather.iter().any(|(fault, _)| *fault == NodeFault::Refused)
+    }
+
     pub fn state(&self) -> State {
         self.inner.lock().chroma.state()
     }

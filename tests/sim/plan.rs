@@ -86,7 +86,11 @@ impl Plan {
         let phases = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
         Self {
             seed,
-            clients: 2 + rng.below(3) as usize,
+            clients: match rng.below(4) {
+                // So many that they wait for each other, and their writes are combined.
+                0 => 6 + rng.below(5) as usize,
+                _ => 2 + rng.below(3) as usize,
+            },
             operations: 6 + rng.below(20) as usize,
             ids: 1 + rng.below(4) as usize,
             names: 1 + rng.below(3) as usize,

@@ -185,8 +185,8 @@ impl Stage {
         *self.copies.lock() = Some((folders, remembered));
     }
 
-    /// Whether the data of this node can be lost: the other one holds everything, alone or together with its log, and
-    /// nothing is under way that is known to the one alone.
+    /// Whether the data of this node can be lost: the other one holds everything, alone or together with what it will
+    /// take from its log, and nothing is under way that is known to the one alone.
     fn may_lose(&self, node: usize) -> bool {
         let Some(proxy) = self.proxy.borrow().clone() else {
             return false;
@@ -196,7 +196,11 @@ impl Stage {
         if self.lost.load(Ordering::Relaxed) == other {
             return false;
         }
-        let complete = |pair: &Pair| pair.completes_by_drain() && pair.uncertain() == 0 && !pair.recovering();
+        let may_refuse = self.nodes[other].may_refuse();
+        let complete = |pair: &Pair| {
+            let drains = pair.completes_by_drain() && (pair.pending() == 0 || !may_refuse);
+            drains && pair.uncertain() == 0 && !pair.recovering()
+        };
         let all = core.catalog.all();
         !proxy.life.is_over()
             && core.recovering() == 0
