@@ -29,7 +29,7 @@ use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
 use crate::fault;
 use crate::journal::{Change, PayloadRow};
-use crate::mirror::{Core, RepairWanted, Scope};
+use crate::mirror::{Agreement, Core, RepairWanted, Scope};
 
 pub use limits::keep_limits;
 
@@ -417,6 +417,9 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
             .collect();
         return finish(core, node, scope, std::slice::from_ref(row), changes).await;
     }
+    if core.authority_is_away(scope, node) {
+        return Step::Stop(End::Pause);
+    }
     if scope.generation().is_some() && core.another_has_authority(scope, node) {
         core.compare_outcome(row.lsn, false);
         let wanted = RepairWanted::records(record::ids_of(row), row.lsn, reason);
@@ -424,6 +427,43 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         return finish(core, node, scope, std::slice::from_ref(row), vec![repair]).await;
     }
     needs_repair(core, node, scope, row, reason).await
+}
+
+/// What to do with an entry that the node refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Who took it is away, and may come back without it.
+    WaitForOthers,
+    /// It was acked, and nobody else has it.
+    Keep,
+    /// It has no effect anywhere, or none that a client was told of.
+    Drop,
+    /// Another node has it.
+    Repair,
+}
+
+pub(crate) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> Refused {
+    match core.agreement(row.lsn, false) {
+        Agreement::Agrees => Refused::Drop,
+        _ if core.authority_is_away(scope, node) => Refused::WaitForOthers,
+        _ if core.another_has_authority(scope, node) => Refused::Repair,
+        Agreement::Accepted if !others_had_it_to_do(core, node, scope, row) => Refused::Keep,
+        _ => Refused::Drop,
+    }
+}
+
+/// Whether each other node is repaired because of this very entry: nobody had taken it then, so no client was told that
+/// it was done.
+fn others_had_it_to_do(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> bool {
+    let repairs = core.repairs.lock();
+    core.cluster
+        .nodes()
+        .iter()
+        .filter(|other| other.index != node)
+        .all(|other| {
+            let mut its = repairs.iter().filter(|repair| repair.node == other.name);
+            its.any(|repair| repair.generation == scope.generation() && repair.lsn == row.lsn)
+        })
 }
 
 /// Writes a repair row: this node is out of this lane until the repair is done.
@@ -434,6 +474,9 @@ pub(crate) async fn needs_repair(
     row: &PayloadRow,
     reason: String,
 ) -> Step {
+    if core.authority_is_away(scope, node) {
+        return Step::Stop(End::Pause);
+    }
     if !core.another_has_authority(scope, node) {
         return last_resort(core, node, scope, row, reason).await;
     }
@@ -444,7 +487,13 @@ pub(crate) async fn needs_repair(
 
 /// No other node could repair this one: the last that holds everything is never given up (R2). It goes on trying,
 /// visibly behind, and parks the entry in the end: someone has to decide.
-async fn last_resort(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row: &PayloadRow, reason: String) -> Step {
+pub(crate) async fn last_resort(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    scope: &Scope,
+    row: &PayloadRow,
+    reason: String,
+) -> Step {
     tracing::error!(
         node = core.cluster.node(node).name,
         reason,

@@ -7,7 +7,7 @@ use http::Method;
 use uuid::Uuid;
 
 use super::record::text;
-use super::{End, Step, broke, failed, finish, needs_repair};
+use super::{End, Refused, Step, broke, failed, finish, last_resort, needs_repair, refused};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::journal::{Change, Commit, Lsn, PayloadRow};
@@ -135,12 +135,18 @@ async fn has_row(core: &Arc<Core>, node: NodeIndex, lsn: Lsn) -> Option<bool> {
 async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &NodeAnswer) -> Step {
     match (&answer.outcome, &answer.response) {
         (Outcome::Refused { .. }, _) => {
-            let agreed = core.compare_outcome(row.lsn, false) == Agreement::Agrees;
-            if agreed || !core.another_has_authority(&Scope::Namespace, node) {
-                return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
-            }
+            let scope = Scope::Namespace;
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
-            needs_repair(core, node, &Scope::Namespace, row, reason).await
+            let what = refused(core, node, &scope, row);
+            if matches!(what, Refused::Drop | Refused::Repair) {
+                core.compare_outcome(row.lsn, false);
+            }
+            match what {
+                Refused::WaitForOthers => Step::Stop(End::Pause),
+                Refused::Keep => last_resort(core, node, &scope, row, reason).await,
+                Refused::Drop => finish(core, node, &scope, std::slice::from_ref(row), vec![]).await,
+                Refused::Repair => needs_repair(core, node, &scope, row, reason).await,
+            }
         }
         (Outcome::Unknown(_), None) => broke(core, node, &Scope::Namespace, std::slice::from_ref(row)).await,
         // It could not, and said so: nothing is wrong with the entry.

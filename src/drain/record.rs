@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::combine::Batch;
-use super::{End, Step, broke, failed, finish, needs_repair};
+use super::{End, Refused, Step, broke, failed, finish, last_resort, needs_repair, refused};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};
@@ -44,7 +44,9 @@ pub(super) async fn apply(
                 let reason = format!("the node took a {} that another had refused", row.op.label());
                 let wanted = RepairWanted::records(ids_of(row), row.lsn, reason);
                 if core.another_has_authority(&scope, node) {
-                    repairs.push(core.repair_row(&scope, node, wanted));
+                    // Should that one have lost everything when it returns, the row is void: nothing acked hangs on it.
+                    let source = core.only_authority(&scope, node);
+                    repairs.push(core.repair_row(&scope, node, RepairWanted { source, ..wanted }));
                     continue;
                 }
                 // Nobody could give it back what was there: the others follow. Nothing that was acked is lost by it.
@@ -75,12 +77,17 @@ pub(super) async fn apply(
         }
         Outcome::Refused { .. } if first.refused => finish(core, node, &scope, rows, vec![]).await,
         Outcome::Refused { .. } => {
-            let agreed = core.compare_outcome(first.lsn, false) == Agreement::Agrees;
-            let mut repairs = vec![];
-            if !agreed && core.another_has_authority(&scope, node) {
-                let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
-                repairs.push(core.repair_row(&scope, node, RepairWanted::records(ids_of(first), first.lsn, reason)));
-            }
+            let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
+            let repairs = match refused(core, node, &scope, first) {
+                Refused::WaitForOthers => return Step::Stop(End::Pause),
+                Refused::Keep => return last_resort(core, node, &scope, first, reason).await,
+                Refused::Drop => vec![],
+                Refused::Repair => {
+                    let wanted = RepairWanted::records(ids_of(first), first.lsn, reason);
+                    vec![core.repair_row(&scope, node, wanted)]
+                }
+            };
+            core.compare_outcome(first.lsn, false);
             finish(core, node, &scope, rows, repairs).await
         }
         Outcome::Missing => {

@@ -372,6 +372,15 @@ impl Core {
             .is_some_and(|entry| entry.applied.is_none())
     }
 
+    /// What [`Core::compare_outcome`] would say.
+    pub(crate) fn agreement(&self, lsn: Lsn, applied: bool) -> Agreement {
+        match self.undecided.lock().get(&lsn).map(|entry| entry.applied) {
+            None => Agreement::Accepted,
+            Some(first) if first.is_none_or(|first| first == applied) => Agreement::Agrees,
+            Some(_) => Agreement::Disagrees,
+        }
+    }
+
     /// What the drain of a node made of an entry, compared with what others made of it.
     pub(crate) fn compare_outcome(&self, lsn: Lsn, applied: bool) -> Agreement {
         let mut undecided = self.undecided.lock();
@@ -393,7 +402,24 @@ impl Core {
     /// Whether another node holds, alone or together with its log, what this lane holds: only then may a node be left
     /// to repair (rule R2).
     pub(crate) fn another_has_authority(&self, scope: &Scope, node: NodeIndex) -> bool {
-        (0..self.cluster.len()).any(|other| {
+        self.authorities(scope, node).next().is_some()
+    }
+
+    /// Another node is said to hold everything, and none that is can be asked. Until one is back, and still what it was,
+    /// what this one cannot do stays in its log: it may be the last that can be made whole (rule R2, schedule S6).
+    pub(crate) fn authority_is_away(&self, scope: &Scope, node: NodeIndex) -> bool {
+        let mut others = self.authorities(scope, node).peekable();
+        others.peek().is_some() && !others.any(|other| self.cluster.node(other).is_up())
+    }
+
+    /// The one other node that holds everything: who is to be repaired from it is not, once it has lost it.
+    pub(crate) fn only_authority(&self, scope: &Scope, node: NodeIndex) -> Option<NodeIndex> {
+        let mut others = self.authorities(scope, node);
+        others.next().filter(|_| others.next().is_none())
+    }
+
+    fn authorities(&self, scope: &Scope, node: NodeIndex) -> impl Iterator<Item = NodeIndex> {
+        (0..self.cluster.len()).filter(move |&other| {
             let mapped = match scope {
                 Scope::Namespace => true,
                 Scope::Collection(collection) => collection.node_id(other).is_some(),

@@ -10,7 +10,7 @@ use diptych::mirror::{RepairWanted, Scope};
 use diptych::repair::jobs;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, ALWAYS, B, CommitFault, DATABASE, Fault, Gate, Stage, TENANT, seconds, value};
+use crate::fakes::{A, ALWAYS, B, CommitFault, DATABASE, Fault, Gate, REFUSED, Stage, TENANT, rows, seconds, value};
 
 fn removes_repairs(commit: &Commit) -> bool {
     commit.iter().any(|change| matches!(change, Change::RemoveRepairs(_)))
@@ -385,6 +385,31 @@ async fn s34_other_repairs_wait_for_their_source() {
         stage.repaired().await;
         stage.assert_converged();
     }
+}
+
+/// What a node refuses while the one that took it is away stays in its log: that one may come back with nothing (R2, S6).
+#[tokio::test(start_paused = true)]
+async fn s06_what_is_refused_while_its_only_source_is_away_is_not_given_up() {
+    let stage = Stage::new(6).await;
+    stage.heal();
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.down(B);
+    stage.upsert(&c, "x", 2).await;
+    stage.pause_drain(true);
+    stage.up(B).await;
+    stage.down(A);
+    stage.b().fault("\"w2\"", 3, REFUSED);
+    stage.pause_drain(false);
+    let asked = || stage.b().trace().iter().filter(|&what| what == "w2").count();
+    stage.eventually("refused", || asked() > 0).await;
+    assert_eq!(stage.journal.repairs(), []);
+    assert_eq!(stage.journal.rows(), rows(&[("b", "w2")]));
+    stage.a().wipe();
+    stage.up(A).await;
+    stage.repaired().await;
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w2".to_owned())]);
+    stage.assert_converged();
 }
 
 /// A node that is down and has rows of its own is no source: its rows are drained first (R2, S7).
