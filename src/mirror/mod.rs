@@ -441,9 +441,14 @@ impl Core {
             .collect()
     }
 
-    /// Nodes that can serve this collection; the first is the lead.
+    /// Nodes that can serve this collection; the first is the lead. Of a deleted one, whose rows are gone, those that
+    /// have deleted it: another may still show what it held.
     pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
-        self.cluster.up().filter(|&node| collection.in_sync(node)).collect()
+        let shows_the_delete = |node: NodeIndex| !collection.is_deleted() || self.namespace.pairs[node].in_sync();
+        self.cluster
+            .up()
+            .filter(|&node| collection.in_sync(node) && shows_the_delete(node))
+            .collect()
     }
 
     /// From now on pages of this collection are read from one node, unless they are already.

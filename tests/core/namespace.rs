@@ -4,7 +4,7 @@ use diptych::mirror::{COLLECTION_PLACEHOLDER, NamespaceWrite};
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, B, DATABASE, Fault, Gate, Stage, TENANT, rows, seconds, text};
+use crate::fakes::{A, B, DATABASE, DISK_FULL, Fault, Gate, Stage, TENANT, rows, seconds, text};
 
 #[tokio::test(start_paused = true)]
 async fn an_unknown_mutating_route_is_mirrored_with_each_nodes_own_id() {
@@ -210,4 +210,23 @@ async fn a_create_that_one_node_answers_late_is_mapped_and_its_records_follow() 
         stage.assert_converged();
         assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
     }
+}
+
+/// A read that found its collection before that was deleted is not served by a node that has it still, and old.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_collection_is_not_read_where_it_is_left() {
+    let stage = Stage::new(30).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.down(A);
+    stage.upsert(&c, "x", 2).await;
+    stage.pause_drain(true);
+    stage.up(A).await;
+    stage.a().fault("DELETE", 1, DISK_FULL);
+    assert_eq!(stage.delete("c").await.status, 200);
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
+    assert_eq!(stage.usable(&c), [B]);
+    stage.pause_drain(false);
+    stage.drained().await;
+    stage.assert_converged();
 }
