@@ -263,9 +263,14 @@ impl Core {
             closed_nodes_are_alive: self.closed_nodes_are_alive(&outcomes).await,
         };
         let mut decision = decide(&outcomes, circumstances);
+        let is_deleted = matches!(op, Op::DeleteCollection { .. });
         for (node, cover) in decision.covers.iter_mut().enumerate() {
-            if lacks(node) {
+            if lacks(node) && !is_deleted {
                 cover.payload = None;
+            }
+            if let Some(payload) = &mut cover.payload {
+                // A copy may have begun to make it there, and the answer be lost or still to come: that goes as well.
+                payload.in_doubt |= is_deleted && collection.is_some_and(|one| one.node_id(node).is_none());
             }
         }
         let lead_applied = matches!(decision.reply, Reply::Of(node) if outcomes[node] == Outcome::Applied);
