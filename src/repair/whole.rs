@@ -65,6 +65,12 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         if !core.namespace.pairs[job.target].in_sync() {
             return Err(Trouble::Wait("the node is not in step with the namespace".to_owned()));
         }
+        if !core.catalog_can_change() {
+            // It may have been deleted: what is made now would be left.
+            return Err(Trouble::Wait(
+                "the log does not say yet what the catalog holds".to_owned(),
+            ));
+        }
         props::ensure(job, rebuild).await?;
         if rebuild {
             core.repairing.set_rebuilt(key);
