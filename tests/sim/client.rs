@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use crate::plan::{Plan, milliseconds};
 use crate::proxy::{Called, Proxy};
 use crate::world::World;
 
-const IDS: [&str; 5] = ["p", "q", "r", "s", "t"];
+const IDS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "p", "q", "r", "s"];
 const NAMES: [&str; 4] = ["red", "green", "blue", "grey"];
 const KEYS: [&str; 2] = ["k", "l"];
 /// A request that is not answered after so long never will be.
@@ -42,6 +43,8 @@ pub struct Client {
     pub ids: usize,
     pub names: usize,
     pub namespace: u64,
+    pace: u64,
+    hushed: bool,
 }
 
 /// How a client speaks of a collection.
@@ -60,17 +63,23 @@ impl Client {
             ids: plan.ids.min(IDS.len()),
             names: plan.names.min(NAMES.len()),
             namespace: plan.namespace,
+            pace: plan.pace,
+            hushed: plan.hushed,
         }
     }
 
     pub async fn run(mut self, operations: usize) {
+        let crashes = self.shared.world.crashes.load(Ordering::Relaxed);
         for _ in 0..operations {
             let pause = match self.rng.below(8) {
                 0 => self.rng.below(1500),
                 1..=3 => self.rng.below(40),
                 _ => self.rng.below(3),
             };
-            tokio::time::sleep(milliseconds(pause)).await;
+            tokio::time::sleep(milliseconds(pause * self.pace)).await;
+            if self.hushed && self.shared.world.crashes.load(Ordering::Relaxed) > crashes {
+                return;
+            }
             let Some(proxy) = self.proxy().await else { return };
             let operation = self.operation(proxy);
             if tokio::time::timeout(PATIENCE, operation).await.is_err() {
@@ -171,7 +180,8 @@ impl Client {
         self.shared.world.say(&self.name, || {
             format!("{sent}: {} {} {body}", kind.label(), collection.facts().name)
         });
-        let fate = self.send(proxy, &collection, kind, body).await;
+        let settled = collection.dimension_known();
+        let fate = self.send(proxy, &collection, kind, body, settled).await;
         let answered = self.shared.world.tick();
         self.shared
             .world
@@ -185,7 +195,14 @@ impl Client {
         self.shared.history.wrote(id, &ids, &write);
     }
 
-    async fn send(&mut self, proxy: &Proxy, collection: &Arc<Collection>, kind: RecordWrite, body: Value) -> Fate {
+    async fn send(
+        &mut self,
+        proxy: &Proxy,
+        collection: &Arc<Collection>,
+        kind: RecordWrite,
+        body: Value,
+        settled: bool,
+    ) -> Fate {
         let (core, collection) = (proxy.core.clone(), collection.clone());
         let called = proxy.call(async move {
             let body = Bytes::from(body.to_string());
@@ -204,7 +221,10 @@ impl Client {
             core.submit(&collection, op, body, record.ids, record.has_embeddings, None)
                 .await
         });
-        fate_of(&called.await)
+        match called.await {
+            Called::Answered(answer) if answer.status == 400 && settled => Fate::Refused,
+            called => fate_of(&called),
+        }
     }
 
     async fn read(&mut self, proxy: &Proxy, collection: Arc<Collection>, id: &'static str) {

@@ -159,6 +159,7 @@ impl Journal for SimJournal {
         };
         let fault = self.draw();
         if let Some(fault) = fault {
+            self.world.fault();
             self.world.say("journal", || {
                 let changes: Vec<String> = commit.iter().map(describe).collect();
                 format!("{fault:?} on {}", changes.join(", "))

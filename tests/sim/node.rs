@@ -24,7 +24,8 @@ use crate::world::World;
 
 /// The longest that a request of a closed connection takes to land when no canary comes.
 const LATEST: u64 = 60_000;
-const LONGEST_HOLD: u64 = 30_000;
+/// How long a slow request or answer takes at most: one of these.
+const HOLDS: [u64; 3] = [300, 5_000, 30_000];
 
 #[derive(Debug, Clone)]
 struct Seen {
@@ -284,7 +285,8 @@ impl SimNode {
 
     async fn exchange(self: &Arc<Self>, flight: &mut Flight, fault: Option<NodeFault>) -> Result<Reply, SendError> {
         let (before, after) = (1 + self.below(3), 1 + self.below(3));
-        let hold = milliseconds(1 + self.below(LONGEST_HOLD));
+        let longest = HOLDS[usize::try_from(self.below(3)).unwrap_or_default()];
+        let hold = milliseconds(1 + self.below(longest));
         tokio::time::sleep(milliseconds(before)).await;
         if fault == Some(NodeFault::SlowRequest) {
             tokio::time::sleep(hold).await;
@@ -409,6 +411,7 @@ impl NodeClient for Line {
         };
         let fault = node.draw(&seen);
         if let Some(fault) = fault {
+            node.world.fault();
             node.world.say(node.name, || format!("{fault:?} on {}", seen.text()));
         }
         if fault == Some(NodeFault::NotSent) {

@@ -54,6 +54,10 @@ pub enum Event {
     JournalAway { down: u64 },
     /// kill -9 of the proxy, so many steps from here; another one starts so much later.
     Crash { steps: u64, down: u64 },
+    /// The same, so many steps after the next time that something goes wrong with a request or a commit.
+    CrashAtFault { steps: u64, down: u64 },
+    /// kill -9 of a node, so many milliseconds after the next time that something goes wrong, and its start.
+    KillAtFault { node: usize, after: u64, down: u64 },
 }
 
 #[derive(Debug, Clone)]
@@ -74,6 +78,10 @@ pub struct Plan {
     pub names: usize,
     /// Of a thousand operations, how many are about collections.
     pub namespace: u64,
+    /// Clients pause so much longer.
+    pub pace: u64,
+    /// When the proxy is killed, clients do nothing more in that phase: nothing is written over what they left.
+    pub hushed: bool,
     /// Each phase lasts until suspects were compared for the last time.
     pub patient: bool,
     pub phases: Vec<Phase>,
@@ -92,9 +100,11 @@ impl Plan {
                 _ => 2 + rng.below(3) as usize,
             },
             operations: 6 + rng.below(20) as usize,
-            ids: 1 + rng.below(4) as usize,
+            ids: [1, 2, 4, 12][rng.below(4) as usize],
             names: 1 + rng.below(3) as usize,
             namespace: [0, 40, 120, 300][rng.below(4) as usize],
+            pace: [1, 1, 1, 12][rng.below(4) as usize],
+            hushed: rng.below(2) == 0,
             patient: rng.below(10) == 0,
             phases,
         }
@@ -160,18 +170,22 @@ fn draw_event(rng: &mut Rng) -> (u64, Event) {
     let node = rng.below(2) as usize;
     let longest = [200, 3000, 20_000][rng.below(3) as usize];
     let span = 1 + rng.below(longest);
-    let event = match rng.below(12) {
+    let most = [30, 300, 3000][rng.below(3) as usize];
+    let steps = 1 + rng.below(most);
+    let down = [0, 1, span][rng.below(3) as usize];
+    let event = match rng.below(18) {
         0..=2 => Event::Kill { node, down: span },
         3 => Event::Stop { node, held: span },
         4 => Event::JournalAway { down: span },
-        5 => Event::Wipe { node, down: span },
-        6 => Event::Restore { node, down: span },
-        _ => {
-            let most = [30, 300, 3000][rng.below(3) as usize];
-            let steps = 1 + rng.below(most);
-            let down = [0, 1, span][rng.below(3) as usize];
-            Event::Crash { steps, down }
-        }
+        5 | 6 => Event::Wipe { node, down: span },
+        7 => Event::Restore { node, down: span },
+        8 | 9 => Event::KillAtFault {
+            node,
+            after: rng.below(30),
+            down: span,
+        },
+        10..=13 => Event::CrashAtFault { steps, down },
+        _ => Event::Crash { steps, down },
     };
     (at, event)
 }

@@ -73,6 +73,8 @@ struct Stage {
     proxy: watch::Receiver<Option<Arc<Proxy>>>,
     /// How long the proxy stays away when it was killed, in milliseconds.
     away: watch::Sender<u64>,
+    /// No client is at work.
+    calm: watch::Sender<bool>,
     clients: Arc<Clients>,
     copies: parking_lot::Mutex<Option<Copies>>,
     /// Waits until suspects were compared for the last time, 1000 s after.
@@ -121,6 +123,7 @@ impl Stage {
             journal,
             proxy,
             away,
+            calm: watch::Sender::new(true),
             clients,
             copies: parking_lot::Mutex::default(),
             patient: plan.patient,
@@ -135,6 +138,7 @@ impl Stage {
             self.trouble(plan, phase, number as u64).await;
             self.heal();
             self.until_at_rest().await?;
+            self.check_same("")?;
             tokio::time::sleep(QUIET).await;
             if let Some(open) = self.open_matters() {
                 return Err(format!(
@@ -162,6 +166,7 @@ impl Stage {
             })
             .collect();
         let mut pending = vec![];
+        self.calm.send_replace(false);
         let begin = self.world.now();
         let mut events = phase.events.clone();
         events.sort_by_key(|(at, _)| *at);
@@ -173,6 +178,7 @@ impl Stage {
         for client in clients {
             let _ = client.await;
         }
+        self.calm.send_replace(true);
         for event in pending {
             let _ = event.await;
         }
@@ -260,6 +266,28 @@ impl Stage {
                 self.away.send_replace(down);
                 self.world.crash_in(steps);
                 None
+            }
+            Event::CrashAtFault { steps, down } => {
+                self.away.send_replace(down);
+                self.world.crash_at_fault(steps);
+                None
+            }
+            Event::KillAtFault { node, after, down } => {
+                let (world, node) = (self.world.clone(), self.nodes[node].clone());
+                let mut calm = self.calm.subscribe();
+                Some(self.world.executor.run(async move {
+                    tokio::select! {
+                        biased;
+                        () = world.until_fault() => {}
+                        _ = calm.wait_for(|calm| *calm) => return,
+                    }
+                    tokio::time::sleep(milliseconds(after)).await;
+                    if !node.is_down() {
+                        node.kill();
+                        tokio::time::sleep(milliseconds(down)).await;
+                        node.start();
+                    }
+                }))
             }
         }
     }
@@ -382,14 +410,19 @@ impl Stage {
 
     /// Both nodes hold the same, also when what they have not applied yet comes to light.
     fn check_equal(&self) -> Result<(), String> {
-        for step in ["", ", after what was hidden came to light"] {
-            let [a, b] = [0, 1].map(|node| in_order(self.nodes[node].state()));
-            if a != b {
-                return Err(format!("the nodes differ{step}\n  a: {a:?}\n  b: {b:?}"));
-            }
+        for step in [" later", ", after what was hidden came to light"] {
+            self.check_same(step)?;
             self.nodes.iter().for_each(|node| node.with(|chroma| chroma.reveal()));
         }
         Ok(())
+    }
+
+    fn check_same(&self, when: &str) -> Result<(), String> {
+        let [a, b] = [0, 1].map(|node| in_order(self.nodes[node].state()));
+        match a == b {
+            true => Ok(()),
+            false => Err(format!("the nodes differ{when}\n  a: {a:?}\n  b: {b:?}")),
+        }
     }
 
     /// Every collection is mapped to what each node has, and each node has nothing else.

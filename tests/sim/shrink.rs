@@ -50,6 +50,7 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     }
     if plan.ids > 1 {
         with(&|plan| plan.ids = 1);
+        with(&|plan| plan.ids -= 1);
     }
     if plan.names > 1 {
         with(&|plan| plan.names -= 1);
@@ -59,6 +60,12 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     }
     if plan.patient {
         with(&|plan| plan.patient = false);
+    }
+    if plan.pace > 1 {
+        with(&|plan| plan.pace = 1);
+    }
+    if plan.hushed {
+        with(&|plan| plan.hushed = false);
     }
     for at in 0..plan.phases.len() {
         let phase = &plan.phases[at];

@@ -36,6 +36,10 @@ pub struct World {
     /// The proxy's present life.
     life: Mutex<Option<Arc<Life>>>,
     over: AtomicBool,
+    /// How often something went wrong with a request or a commit.
+    faults: watch::Sender<u64>,
+    /// How the proxy is killed at the next fault: so many steps after it. 0: not.
+    crash_at_fault: AtomicU64,
 }
 
 impl World {
@@ -54,6 +58,8 @@ impl World {
             owners: AtomicU64::new(WORLD),
             life: Mutex::default(),
             over: AtomicBool::new(false),
+            faults: watch::Sender::new(0),
+            crash_at_fault: AtomicU64::new(0),
         })
     }
 
@@ -88,9 +94,31 @@ impl World {
         self.crash_at.store(self.steps() + steps.max(1), Ordering::Relaxed);
     }
 
+    /// The proxy is killed `steps` steps after the next fault.
+    pub fn crash_at_fault(&self, steps: u64) {
+        self.crash_at_fault.store(steps.max(1), Ordering::Relaxed);
+    }
+
     /// What was to kill the proxy does not.
     pub fn crash_no_more(&self) {
         self.crash_at.store(0, Ordering::Relaxed);
+        self.crash_at_fault.store(0, Ordering::Relaxed);
+    }
+
+    /// Something goes wrong with a request or a commit.
+    pub fn fault(&self) {
+        self.faults.send_modify(|count| *count += 1);
+        match self.crash_at_fault.swap(0, Ordering::Relaxed) {
+            0 => {}
+            steps => self.crash_in(steps),
+        }
+    }
+
+    /// Waits for the next fault.
+    pub async fn until_fault(&self) {
+        let mut faults = self.faults.subscribe();
+        faults.mark_unchanged();
+        let _ = faults.changed().await;
     }
 
     /// One more instant of the clients' clock: invocations and completions are ordered by it.
