@@ -89,15 +89,9 @@ pub fn same(a: &Record, b: &Record, space: Space) -> bool {
         && same_embedding(a.embedding.as_deref(), b.embedding.as_deref(), space)
 }
 
-/// The source's record cannot be written as it is: it has no embedding, or one with numbers that no JSON can hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the record {0} cannot be read with its embedding")]
-pub struct Unreadable(pub String);
-
-/// Whether a record of the source can be written to another node.
-pub fn readable(record: &Record) -> Result<&str, Unreadable> {
-    let embedding = record.embedding.as_deref().filter(|text| !text.contains("null"));
-    embedding.ok_or_else(|| Unreadable(record.id.clone()))
+/// Whether a record can be written to another node: it has an embedding, and one without numbers that no JSON can hold.
+pub fn readable(record: &Record) -> Option<&str> {
+    record.embedding.as_deref().filter(|text| !text.contains("null"))
 }
 
 /// The writes that make some records of one node equal to another's, in the order in which they are to be sent.
@@ -110,18 +104,14 @@ pub struct Mend {
     pub replaces: bool,
     /// What the writes are about.
     pub ids: BTreeSet<String>,
+    /// Records that differ and are left alone: the source cannot show their embedding.
+    pub unreadable: BTreeSet<String>,
+    /// How many of those the target does not have at all.
+    pub absent: usize,
 }
 
 /// Compares what two nodes have of the records `ids` and says what to write to the target.
-///
-/// # Errors
-/// [`Unreadable`], with nothing to be written.
-pub fn mend<'a>(
-    ids: impl IntoIterator<Item = &'a str>,
-    source: &[Record],
-    target: &[Record],
-    space: Space,
-) -> Result<Mend, Unreadable> {
+pub fn mend<'a>(ids: impl IntoIterator<Item = &'a str>, source: &[Record], target: &[Record], space: Space) -> Mend {
     let there: HashMap<&str, &Record> = target.iter().map(|record| (record.id.as_str(), record)).collect();
     let wanted: BTreeSet<&str> = source.iter().map(|record| record.id.as_str()).collect();
     let mut delete: Vec<&str> = ids
@@ -130,29 +120,36 @@ pub fn mend<'a>(
         .collect();
     let (mut add, mut upsert) = (Columns::default(), Columns::default());
     let mut replaces = false;
+    let (mut unreadable, mut absent) = (BTreeSet::new(), 0);
     // In the source's order: what is added comes to lie in that order.
     for record in source {
         match there.get(record.id.as_str()) {
             Some(old) if same(record, old, space) => {}
+            old if readable(record).is_none() => {
+                absent += usize::from(old.is_none());
+                unreadable.insert(record.id.clone());
+            }
             // A document cannot be cleared in place (chroma-facts.md 3.2).
             Some(old) if record.document.is_none() && old.document.is_some() => {
                 delete.push(&record.id);
-                add.push(record, None)?;
+                add.push(record, None);
                 replaces = true;
             }
-            Some(old) => upsert.push(record, Some(old))?,
-            None => add.push(record, None)?,
+            Some(old) => upsert.push(record, Some(old)),
+            None => add.push(record, None),
         }
     }
     let mut touched: BTreeSet<String> = delete.iter().map(|id| (*id).to_owned()).collect();
     touched.extend(add.ids.iter().chain(&upsert.ids).map(|id| (*id).to_owned()));
-    Ok(Mend {
+    Mend {
         delete: (!delete.is_empty()).then(|| Bytes::from(format!("{{\"ids\":{}}}", json(&delete)))),
         add: add.body(),
         upsert: upsert.body(),
         replaces,
         ids: touched,
-    })
+        unreadable,
+        absent,
+    }
 }
 
 fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
@@ -171,8 +168,9 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     /// `old`: what the target has under this id; keys that only it has are taken away by explicit nulls.
-    fn push(&mut self, record: &'a Record, old: Option<&Record>) -> Result<(), Unreadable> {
-        self.embeddings.push(readable(record)?);
+    fn push(&mut self, record: &'a Record, old: Option<&Record>) {
+        let Some(embedding) = readable(record) else { return };
+        self.embeddings.push(embedding);
         self.ids.push(&record.id);
         self.documents.push(&record.document);
         self.uris.push(&record.uri);
@@ -192,7 +190,6 @@ impl<'a> Columns<'a> {
             true => "null".to_owned(),
             false => format!("{{{}}}", fields.join(",")),
         });
-        Ok(())
     }
 
     fn body(&self) -> Option<Bytes> {
@@ -286,7 +283,7 @@ mod tests {
             ),
         ];
         let ids = ["same", "new", "other", "gone", "nowhere"];
-        let mend = mend(ids, &source, &target, Space::Exact).expect("readable");
+        let mend = mend(ids, &source, &target, Space::Exact);
         assert_eq!(text(&mend.delete), r#"{"ids":["gone"]}"#);
         assert_eq!(text(&mend.add), r#"{"ids":["new"],"embeddings":[[1.0]]}"#);
         assert_eq!(
@@ -300,7 +297,7 @@ mod tests {
     fn a_document_that_has_to_go_takes_its_record_with_it() {
         let source = [with(record("x", "[1.0]"), &[], None, Some("u"))];
         let target = [with(record("x", "[1.0]"), &[("old", "1")], Some("stale"), None)];
-        let mend = mend(["x"], &source, &target, Space::Exact).expect("readable");
+        let mend = mend(["x"], &source, &target, Space::Exact);
         assert_eq!(text(&mend.delete), r#"{"ids":["x"]}"#);
         assert_eq!(text(&mend.add), r#"{"ids":["x"],"embeddings":[[1.0]],"uris":["u"]}"#);
         assert_eq!(mend.upsert, None);
@@ -312,7 +309,12 @@ mod tests {
         bare.embedding = None;
         for source in [bare, record("x", "[1.0,null]")] {
             let found = mend(["x"], std::slice::from_ref(&source), &[], Space::Exact);
-            assert_eq!(found, Err(Unreadable("x".to_owned())));
+            let expected = Mend {
+                unreadable: BTreeSet::from(["x".to_owned()]),
+                absent: 1,
+                ..Mend::default()
+            };
+            assert_eq!(found, expected);
             // Equal all the same: nothing has to be written.
             let equal = mend(
                 ["x"],
@@ -320,7 +322,7 @@ mod tests {
                 std::slice::from_ref(&source),
                 Space::Exact,
             );
-            assert_eq!(equal, Ok(Mend::default()));
+            assert_eq!(equal, Mend::default());
         }
     }
 
@@ -418,12 +420,12 @@ mod tests {
         ) {
             let source: Vec<Record> = a.into_iter().chain(b).collect();
             let mut target: Vec<Record> = c.into_iter().chain(d).collect();
-            let first = mend(["a", "b"], &source, &target, Space::Exact).expect("readable");
+            let first = mend(["a", "b"], &source, &target, Space::Exact);
             apply(&mut target, &first);
             let mut sorted = target.clone();
             sorted.sort_by(|x, y| x.id.cmp(&y.id));
             prop_assert_eq!(&sorted, &source);
-            prop_assert_eq!(mend(["a", "b"], &source, &target, Space::Exact), Ok(Mend::default()));
+            prop_assert_eq!(mend(["a", "b"], &source, &target, Space::Exact), Mend::default());
         }
     }
 }

@@ -81,7 +81,9 @@ pub(crate) async fn read_everything(
         source: node,
         target: node,
     };
-    whole::read_through(&job).await.map_err(|trouble| trouble.to_string())
+    whole::read_through(&job, whole::Strict::Yes)
+        .await
+        .map_err(|trouble| trouble.to_string())
 }
 
 /// Whether all repair rests.

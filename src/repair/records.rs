@@ -20,7 +20,7 @@ use crate::drain::drain_rest;
 use crate::fault;
 use crate::journal::{Change, PayloadRow, RepairRow};
 use crate::lane::Exclusive;
-use crate::mirror::{Core, Ids, NodeAnswer, Outcome, Scope};
+use crate::mirror::{Core, Ids, NodeAnswer, Outcome, RepairWanted, Scope};
 
 /// Records that are read and compared in one go while the lane is held.
 const IN_LANE: usize = 250;
@@ -49,8 +49,21 @@ pub(super) struct Job {
 pub(super) struct Found {
     /// Records that differed.
     pub differing: BTreeSet<String>,
+    /// Records that differ and were left alone, since the source cannot show their embedding.
+    pub unreadable: BTreeSet<String>,
     /// Bytes read from the source.
     pub bytes: usize,
+}
+
+/// What a reconciliation in the lane leaves for the commit that ends it.
+#[derive(Debug, Default)]
+pub(super) struct Mended {
+    /// Entries that were logged on the way: they go with the repair row.
+    pub logged: Vec<Uuid>,
+    /// Records that the source cannot show: a repair row goes on naming them.
+    pub unreadable: BTreeSet<String>,
+    /// How many of those the target does not have at all.
+    pub absent: usize,
 }
 
 impl Job {
@@ -146,10 +159,13 @@ impl Job {
                     .0
             }
         };
-        let mend = compare::mend(ids.iter().map(String::as_str), &source, &target, space)
-            .map_err(|unreadable| Trouble::Source(unreadable.to_string()))?;
-        let differing = mend.ids.clone();
-        Ok((mend, Found { differing, bytes }))
+        let mend = compare::mend(ids.iter().map(String::as_str), &source, &target, space);
+        let found = Found {
+            differing: mend.ids.clone(),
+            unreadable: mend.unreadable.clone(),
+            bytes,
+        };
+        Ok((mend, found))
     }
 
     /// Which of these records differ.
@@ -165,8 +181,11 @@ impl Job {
             (None, None) => false,
             _ => true,
         };
-        let differing = ids.iter().filter(differs).cloned().collect();
-        Ok(Found { differing, bytes })
+        Ok(Found {
+            differing: ids.iter().filter(differs).cloned().collect(),
+            unreadable: BTreeSet::new(),
+            bytes,
+        })
     }
 
     /// Makes these records of the target equal to the source's. `on_target`: those of them that it may have.
@@ -192,6 +211,7 @@ impl Job {
             self.carry_out(mend, patience).await?;
             all.bytes += found.bytes;
             all.differing.extend(found.differing);
+            all.unreadable.extend(found.unreadable);
         }
         Ok(all)
     }
@@ -257,10 +277,9 @@ impl Job {
         }
     }
 
-    /// [`Job::equalise`] while holding the lane: in small steps, and what was written is read back. The entries that were
-    /// logged for it: they go with the repair row.
-    pub(super) async fn equalise_in_lane(&self, ids: &[String], space: Space) -> Result<Vec<Uuid>, Trouble> {
-        let mut logged = vec![];
+    /// [`Job::equalise`] while holding the lane: in small steps, and what was written is read back.
+    pub(super) async fn equalise_in_lane(&self, ids: &[String], space: Space) -> Result<Mended, Trouble> {
+        let mut mended = Mended::default();
         let mut parts: Vec<&[String]> = ids.chunks(IN_LANE).rev().collect();
         while let Some(part) = parts.pop() {
             let (mend, found) = self.compare(part, part, space).await?;
@@ -272,8 +291,10 @@ impl Job {
                 self.pin().await?;
             }
             if let Some(body) = mend.add.clone().filter(|_| mend.replaces) {
-                logged.push(self.log_again(body).await?);
+                mended.logged.push(self.log_again(body).await?);
             }
+            mended.absent += mend.absent;
+            mended.unreadable.extend(found.unreadable);
             self.carry_out(mend, LANE_PATIENCE).await?;
             let written: Vec<String> = found.differing.into_iter().collect();
             let left = self.differing(&written, space).await?.differing;
@@ -282,7 +303,26 @@ impl Job {
                 return Err(Trouble::Target(why));
             }
         }
-        Ok(logged)
+        Ok(mended)
+    }
+
+    /// A row that goes on naming records that the source cannot show (P7): all else is equal. It is tried again and again,
+    /// and ends when somebody writes or deletes them. Counted already.
+    pub(super) fn left_over(&self, rows: &[RepairRow], unreadable: &BTreeSet<String>) -> Change {
+        let first = rows.first().and_then(|row| row.source.as_ref());
+        let same_source = rows.iter().all(|row| row.source.as_ref() == first);
+        let wanted = RepairWanted {
+            source: first
+                .filter(|_| same_source)
+                .and_then(|name| self.core.cluster.index_of(name)),
+            reversible: same_source && rows.iter().all(|row| row.reversible),
+            ..RepairWanted::records(
+                Some(unreadable.iter().cloned().collect()),
+                self.core.log.next_lsn(),
+                "the source cannot show the embeddings",
+            )
+        };
+        self.core.repair_row(&self.scope(), self.target, wanted)
     }
 
     /// One write to the target. It runs on when nobody waits for it any more, as a straggler's.
@@ -399,6 +439,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     let ids: Vec<String> = ids.into_iter().collect();
     let of_collection = open.iter().any(|row| row.ids.as_ref().is_some_and(Vec::is_empty));
     let disturbed = job.collection.pairs[job.source].disturbances();
+    let mut unreadable = BTreeSet::new();
     let turns = ids.len().div_ceil(IN_TURN).max(1);
     for turn in 1..=turns {
         let part = &ids[(turn - 1) * IN_TURN..ids.len().min(turn * IN_TURN)];
@@ -416,13 +457,20 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         if of_collection && is_last {
             props::equalise(job, &source, &target).await?;
         }
-        let logged = job.equalise_in_lane(part, source.space()).await?;
-        let mut changes = vec![Change::RemovePayloads(logged)];
+        let mended = job.equalise_in_lane(part, source.space()).await?;
+        unreadable.extend(mended.unreadable);
+        let mut changes = vec![Change::RemovePayloads(mended.logged)];
         if is_last {
             let (source, target) = job.objects().await?;
             job.equalise_dimension(&source, &target).await?;
             fault::point("records-mended");
-            changes.push(Change::RemoveRepairs(open.iter().map(|row| row.id).collect()));
+            // What stands for them already is not written anew at every try.
+            if unreadable.is_empty() || unreadable.len() < ids.len() || open.len() > 1 {
+                changes.push(Change::RemoveRepairs(open.iter().map(|row| row.id).collect()));
+                if !unreadable.is_empty() {
+                    changes.push(job.left_over(&open, &unreadable));
+                }
+            }
         }
         // What was logged counts until the repair rows are gone; there are no other entries.
         job.collection.pairs[job.target].drained();
@@ -430,6 +478,12 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         if !core.commit_or_retry(&job.scope(), vec![job.target], changes).await && !is_last {
             return Err(Trouble::Wait("the log does not answer".to_owned()));
         }
+    }
+    if let Some(id) = unreadable.first() {
+        return Err(Trouble::Source(format!(
+            "it cannot show the embeddings of {} records, {id:?} for one; write or delete them",
+            unreadable.len()
+        )));
     }
     tracing::info!(
         node = core.cluster.node(job.target).name,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::compare;
 use super::read::{self, Object};
-use super::records::Job;
+use super::records::{Job, MOST_IN_LANE};
 use super::{Trouble, props, verify};
 use crate::fault;
 use crate::journal::{Change, RepairKind, RepairRow};
@@ -55,7 +55,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     let rebuild = rows.iter().any(|row| row.kind == RepairKind::Rebuild) && !core.repairing.is_rebuilt(key);
     if rebuild {
         // Nothing is deleted before the source has shown that it can give everything (R2).
-        read_through(job).await?;
+        read_through(job, Strict::No).await?;
     }
     {
         let _names = core.exclusive_namespace().await;
@@ -93,9 +93,9 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         true => Ok(()),
         false => Err(Trouble::Wait("the source needs a repair itself".to_owned())),
     };
-    copy(job, &source, &ids, &undisturbed).await?;
+    let unreadable = copy(job, &source, &ids, &undisturbed).await?;
     drop(ids);
-    finish(job, &source, &open, &undisturbed).await
+    finish(job, &source, &open, unreadable, &undisturbed).await
 }
 
 /// Somebody may have dropped or replaced the rows: then nothing is overwritten for them, and no backlog is dropped.
@@ -109,8 +109,16 @@ fn still_wanted(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
     }
 }
 
+/// Whether an embedding that the source cannot show is in the way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strict {
+    Yes,
+    /// What it cannot show, no copy would have; a row will name it.
+    No,
+}
+
 /// Reads everything that the source has.
-pub(super) async fn read_through(job: &Job) -> Result<(), Trouble> {
+pub(super) async fn read_through(job: &Job, strict: Strict) -> Result<(), Trouble> {
     let core = &job.core;
     let most = core.settings.repair_records;
     let ids = read::ids(core, &job.collection, job.from()?).await?;
@@ -118,8 +126,10 @@ pub(super) async fn read_through(job: &Job) -> Result<(), Trouble> {
     while at < ids.len() {
         let part = &ids[at..ids.len().min(at + size)];
         let (records, bytes) = read::records(core, &job.collection, job.from()?, part).await?;
-        for record in &records {
-            compare::readable(record).map_err(|unreadable| Trouble::Source(unreadable.to_string()))?;
+        let unreadable = records.iter().find(|record| compare::readable(record).is_none());
+        if let Some(record) = unreadable.filter(|_| strict == Strict::Yes) {
+            let why = format!("it cannot show the embedding of {:?}", record.id);
+            return Err(Trouble::Source(why));
         }
         at += part.len();
         size = next_chunk(part.len(), bytes, most);
@@ -139,13 +149,15 @@ async fn pace(job: &Job, records: usize) -> Result<(), Trouble> {
     }
 }
 
+/// What the source could not show is left out, and named.
 async fn copy(
     job: &Job,
     source: &Object,
     ids: &[String],
     undisturbed: &impl Fn() -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
+) -> Result<BTreeSet<String>, Trouble> {
     let core = &job.core;
+    let mut unreadable = BTreeSet::new();
     let wanted: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
     // Nobody but us writes to the target.
     let there = read::ids(core, &job.collection, job.to()?).await?;
@@ -181,11 +193,12 @@ async fn copy(
         let found = job.equalise(part, &on_target, source.space(), patience).await?;
         at += part.len();
         size = next_chunk(part.len(), found.bytes, most);
+        unreadable.extend(found.unreadable);
         core.repairing.progress(job.target, Some(job.collection.generation), at);
         fault::point("copy-under-way");
         pace(job, part.len()).await?;
     }
-    Ok(())
+    Ok(unreadable)
 }
 
 /// Records that only the target had when the source was listed; one that came since is touched.
@@ -200,6 +213,7 @@ async fn finish(
     job: &Job,
     source: &Object,
     open: &[RepairRow],
+    mut unreadable: BTreeSet<String>,
     undisturbed: &impl Fn() -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
     let core = &job.core;
@@ -222,8 +236,9 @@ async fn finish(
             let round: Vec<String> = std::mem::take(&mut ids).into_iter().collect();
             job.pin().await?;
             for part in round.chunks(LAST_ROUND) {
-                job.equalise(part, part, source.space(), core.settings.write_timeout)
-                    .await?;
+                let patience = core.settings.write_timeout;
+                let found = job.equalise(part, part, source.space(), patience).await?;
+                unreadable.extend(found.unreadable);
                 pace(job, part.len()).await?;
             }
             continue;
@@ -241,21 +256,27 @@ async fn finish(
         job.check()?;
         still_wanted(job, open)?;
         job.flush().await?;
+        // Somebody may have written them meanwhile.
+        ids.append(&mut unreadable);
         let ids: Vec<String> = ids.into_iter().collect();
-        job.equalise_in_lane(&ids, source.space()).await?;
+        let mended = job.equalise_in_lane(&ids, source.space()).await?;
+        if mended.unreadable.len() > MOST_IN_LANE {
+            let why = format!("it cannot show the embeddings of {} records", mended.unreadable.len());
+            return Err(Trouble::Source(why));
+        }
         let (source, target) = job.objects().await?;
         job.equalise_dimension(&source, &target).await?;
-        verify::same_count(job).await?;
-        conclude(job, open).await;
+        verify::same_count(job, mended.absent).await?;
+        conclude(job, open, &mended.unreadable).await;
         return Ok(());
     }
 }
 
-/// The node joins. The caller holds the lane.
-async fn conclude(job: &Job, open: &[RepairRow]) {
+/// The node joins, but for what nobody could read. The caller holds the lane.
+async fn conclude(job: &Job, open: &[RepairRow], unreadable: &BTreeSet<String>) {
     let core = &job.core;
     let scope = job.scope();
-    let changes = vec![
+    let mut changes = vec![
         Change::RemoveRepairs(open.iter().map(|row| row.id).collect()),
         Change::RemoveBacklog {
             node: core.cluster.node(job.target).name.clone(),
@@ -263,6 +284,9 @@ async fn conclude(job: &Job, open: &[RepairRow]) {
             upto: core.log.next_lsn(),
         },
     ];
+    if !unreadable.is_empty() {
+        changes.push(job.left_over(open, unreadable));
+    }
     fault::point("copy-complete");
     // The rows count until the repair rows are gone, and those go by the same commit.
     let pair = &job.collection.pairs[job.target];

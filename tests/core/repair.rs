@@ -913,3 +913,56 @@ async fn s36_a_source_that_is_another_server_now_is_not_waited_for() {
     stage.repaired().await;
     stage.assert_converged();
 }
+
+/// A vector that a node answers as null stops neither the copy nor the repair of the other records; a row names it (P7)
+/// until somebody writes it.
+#[tokio::test(start_paused = true)]
+async fn a_vector_that_cannot_be_read_is_named_and_everything_else_is_copied() {
+    let rebuild = RepairWanted {
+        kind: RepairKind::Rebuild,
+        ..RepairWanted::whole(1, "a test")
+    };
+    for wanted in [RepairWanted::whole(1, "a test"), records(&["r3", "r7", "r8"]), rebuild] {
+        let case = format!("{:?}", wanted.kind);
+        let whole = wanted.kind.holds_rows();
+        let stage = Stage::new(13).await;
+        let c = stage.create("c").await;
+        for n in 0..20 {
+            stage.upsert(&c, &format!("r{n}"), n).await;
+        }
+        let unreadable = json!({"ids": ["r3", "r7"], "embeddings": [[null, 1], [1, null]]});
+        stage.tamper(A, "c", RecordWrite::Update, unreadable);
+        match whole {
+            true => stage.b().with(|chroma| chroma.lose("c")),
+            false => stage.tamper(B, "c", RecordWrite::Upsert, value("r8", 99)),
+        }
+        stage.want(&c, B, wanted).await;
+        stage.heal();
+        let named = |ids: &[&str]| {
+            let rows = stage.journal.repairs();
+            let found = rows.iter().map(|row| (row.kind, row.ids.clone().unwrap_or_default()));
+            found.collect::<Vec<_>>() == [(RepairKind::Records, ids.iter().map(|id| (*id).to_owned()).collect())]
+        };
+        stage
+            .eventually("everything else", || {
+                named(&["r3", "r7"]) && stage.journal.rows().is_empty()
+            })
+            .await;
+        let there: Vec<_> = stage.documents(B, "c").into_iter().collect();
+        assert_eq!(there.len(), if whole { 18 } else { 20 }, "{case}");
+        assert!(there.contains(&("r8".to_owned(), "w8".to_owned())), "{case}");
+        assert_eq!(stage.usable(&c), [A]);
+        // What is written goes to both, and why the node does not serve is told.
+        assert_eq!(stage.upsert(&c, "later", 1).await.status, 200);
+        stage.drained().await;
+        assert!(stage.documents(B, "c").contains(&("later".to_owned(), "w1".to_owned())));
+        let told = stage.core.repairing.failure_of(B, Some(c.generation));
+        assert!(told.is_some_and(|failure| failure.last.contains("r3")), "{case}");
+        assert_eq!(stage.upsert(&c, "r3", 33).await.status, 200);
+        stage.eventually("one is left", || named(&["r7"])).await;
+        stage.write(&c, RecordWrite::Delete, json!({"ids": ["r7"]})).await;
+        stage.repaired().await;
+        assert_eq!(sorted(&stage, A), sorted(&stage, B), "{case}");
+        assert_eq!(stage.usable(&c), [A, B], "{case}");
+    }
+}
