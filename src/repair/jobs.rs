@@ -7,9 +7,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::records::Job;
+use super::compare::Space;
+use super::records::{Job, MOST_IN_LANE};
 pub use super::verify::Sample;
-use super::verify::{Pass, differing_object, in_lane, pass};
+use super::verify::{IN_LANE, Pass, differing_object, pass};
 use super::{Trouble, is_paused};
 use crate::catalog::Collection;
 use crate::cluster::NodeIndex;
@@ -21,8 +22,8 @@ pub(crate) const ASKED: &str = "an operator asked for it";
 
 /// Ids that a report names.
 const NAMED: usize = 1000;
-/// Records that are compared in the lane at a time; the lane is given back in between.
-const PART: usize = 250;
+/// Records that one repair row names.
+const IN_ROW: usize = 5000;
 /// The continuous comparison looks so often whether a collection is due.
 const LOOK: Duration = Duration::from_secs(10);
 /// Its speed, in records per second.
@@ -173,7 +174,6 @@ async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Option
 }
 
 async fn compare_pair(job: &Job, options: Options, finding: &mut Finding) -> Result<(), Trouble> {
-    let core = &job.core;
     let (source, _) = job.objects().await?;
     let space = source.space();
     let settings = Pass {
@@ -183,50 +183,76 @@ async fn compare_pair(job: &Job, options: Options, finding: &mut Finding) -> Res
     let compared = pass(job, settings, space, |_, _| {}).await?;
     finding.records = compared.records;
     let suspects: Vec<String> = compared.suspects.into_iter().collect();
-    let mut differing: BTreeSet<String> = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    let outcome = judge(job, &suspects, space, &mut found, finding).await;
+    finding.ids = found.iter().take(NAMED).cloned().collect();
+    if options.repair && (finding.differing > 0 || finding.properties.is_some()) {
+        finding.repairing = mend(job, &found, finding).await;
+    }
+    outcome
+}
+
+/// Compares what seemed to differ once more, in the lane, where nothing moves. What differs is counted in `finding`, and
+/// named in `found` as long as records are repaired one by one.
+async fn judge(
+    job: &Job,
+    suspects: &[String],
+    space: Space,
+    found: &mut BTreeSet<String>,
+    finding: &mut Finding,
+) -> Result<(), Trouble> {
     // Without suspects the collection itself is compared all the same.
-    let mut parts: Vec<&[String]> = suspects.chunks(PART).collect();
+    let mut parts: Vec<&[String]> = suspects.chunks(IN_LANE).collect();
     if parts.is_empty() {
         parts.push(&[]);
     }
     for part in parts {
-        let _alone = core.exclusive(&job.collection).await;
+        let _alone = job.core.exclusive(&job.collection).await;
         job.check()?;
         if !job.collection.in_sync(job.target) {
             return Err(Trouble::Wait("the node is not in step".to_owned()));
         }
         job.flush().await?;
-        let found = in_lane(job, part, space).await?;
+        let differing = job.differing(part, space).await?.differing;
         let (source, target) = job.objects().await?;
         finding.properties = differing_object(&source, &target);
-        if options.repair && (!found.is_empty() || finding.properties.is_some()) {
-            finding.repairing |= mend(job, &found).await;
+        finding.differing += differing.len();
+        if found.len() <= MOST_IN_LANE {
+            found.extend(differing);
         }
-        differing.extend(found);
     }
-    finding.differing = differing.len();
-    finding.ids = differing.into_iter().take(NAMED).collect();
     Ok(())
 }
 
-/// Has exactly these records repaired, and the collection itself. The caller holds the lane.
-async fn mend(job: &Job, ids: &BTreeSet<String>) -> bool {
+/// Has exactly these records repaired, and the collection itself; all of it, if they are too many.
+async fn mend(job: &Job, ids: &BTreeSet<String>, finding: &Finding) -> bool {
     let core = &job.core;
     let scope = job.scope();
-    if !core.another_has_authority(&scope, job.target) {
+    let _alone = core.exclusive(&job.collection).await;
+    if job.collection.is_deleted() || !core.another_has_authority(&scope, job.target) {
         return false;
     }
-    // No ids at all: name, metadata and configuration.
-    let wanted = RepairWanted {
-        source: Some(job.source),
-        ..RepairWanted::records(
-            Some(ids.iter().cloned().collect()),
-            core.log.next_lsn(),
-            "a comparison found that the nodes differ",
-        )
+    let ids: Vec<&String> = ids.iter().collect();
+    let mut parts: Vec<Option<Vec<String>>> = match finding.differing > MOST_IN_LANE {
+        true => vec![None],
+        false => ids
+            .chunks(IN_ROW)
+            .map(|part| Some(part.iter().copied().cloned().collect()))
+            .collect(),
     };
-    let row = core.repair_row(&scope, job.target, wanted);
-    core.commit_or_retry(&scope, vec![job.target], vec![row]).await
+    if finding.properties.is_some() {
+        // No ids at all: name, metadata and configuration.
+        parts.push(Some(vec![]));
+    }
+    let row = |ids| {
+        let wanted = RepairWanted {
+            source: Some(job.source),
+            ..RepairWanted::records(ids, core.log.next_lsn(), "a comparison found that the nodes differ")
+        };
+        core.repair_row(&scope, job.target, wanted)
+    };
+    let changes = parts.into_iter().map(row).collect();
+    core.commit_or_retry(&scope, vec![job.target], changes).await
 }
 
 /// Has all of a collection on `node` made equal to `from`, or to whoever has it.

@@ -12,12 +12,11 @@ use super::read::{self, Object};
 use super::records::Job;
 use super::whole::next_chunk;
 use super::{Claim, LEFT_TO_DRAIN, Trouble};
-use crate::drain::drain_rest;
 use crate::journal::{Change, Commit, RepairRow};
 
 const FIRST_CHUNK: usize = 100;
-/// Records that are compared in the lane at a time.
-const IN_LANE: usize = 250;
+/// Records that are compared in the lane at a time; it is given back in between.
+pub(super) const IN_LANE: usize = 250;
 /// How often, a second apart, the drain is waited for before the lane is taken.
 const DRAIN_PATIENCE: usize = 60;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -117,15 +116,6 @@ pub(super) async fn pass(
     Ok(compared)
 }
 
-/// Of some records, those that differ while nothing moves. The caller holds the lane and has flushed both nodes.
-pub(super) async fn in_lane(job: &Job, ids: &[String], space: Space) -> Result<BTreeSet<String>, Trouble> {
-    let mut differing = BTreeSet::new();
-    for part in ids.chunks(IN_LANE) {
-        differing.extend(job.differing(part, space).await?.differing);
-    }
-    Ok(differing)
-}
-
 /// What differs about the collection itself.
 pub(super) fn differing_object(source: &Object, target: &Object) -> Option<String> {
     let mut parts: BTreeMap<&str, bool> = BTreeMap::new();
@@ -171,27 +161,47 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow], claim: &mut Option<Claim>
     if claim.is_none() {
         return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
     }
-    let _alone = core.exclusive(&job.collection).await;
-    job.check()?;
-    let open = super::still_open(core, rows);
-    if open.is_empty() {
+    let suspects: Vec<String> = compared.suspects.into_iter().collect();
+    let disturbed = job.collection.pairs[job.source].disturbances();
+    let mut parts: Vec<&[String]> = suspects.chunks(IN_LANE).collect();
+    if parts.is_empty() {
+        parts.push(&[]);
+    }
+    // What is written between two turns the node gets by its log: what was found equal stays so.
+    for (turn, part) in (1..).zip(&parts) {
+        let _alone = job.turn().await?;
+        if job.collection.pairs[job.source].disturbances() != disturbed {
+            return Err(Trouble::Wait("the source needed a repair itself".to_owned()));
+        }
+        let open = super::still_open(core, rows);
+        if open.is_empty() {
+            return Ok(());
+        }
+        let differing = job.differing(part, source.space()).await?.differing;
+        let is_last = turn == parts.len();
+        if !is_last && differing.is_empty() {
+            continue;
+        }
+        let mut reasons = vec![];
+        if let Some(id) = differing.first() {
+            // One is enough to know; the others a comparison names.
+            let at_least = if is_last { "" } else { "at least " };
+            reasons.push(format!("{at_least}{} records differ, {id:?} for one", differing.len()));
+        } else {
+            same_count(job, 0).await?;
+        }
+        let (source, target) = job.objects().await?;
+        reasons.extend(differing_object(&source, &target).map(|parts| format!("the collections differ in {parts}")));
+        give_verdict(job, &open, &reasons).await;
         return Ok(());
     }
-    job.fence().await?;
-    if !drain_rest(core, job.target, &job.scope()).await {
-        return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
-    }
-    job.flush().await?;
-    let suspects: Vec<String> = compared.suspects.into_iter().collect();
-    let differing = in_lane(job, &suspects, source.space()).await?;
-    let (source, target) = job.objects().await?;
-    let mut reasons = vec![];
-    if let Some(id) = differing.first() {
-        reasons.push(format!("{} records differ, {id:?} for one", differing.len()));
-    } else {
-        same_count(job, 0).await?;
-    }
-    reasons.extend(differing_object(&source, &target).map(|parts| format!("the collections differ in {parts}")));
+    Ok(())
+}
+
+/// The node joins, or a person decides. The caller holds the lane.
+async fn give_verdict(job: &Job, open: &[RepairRow], reasons: &[String]) {
+    let core = &job.core;
+    let generation = job.collection.generation;
     let changes: Commit = match reasons.is_empty() {
         true => vec![Change::RemoveRepairs(open.iter().map(|row| row.id).collect())],
         false => {
@@ -216,5 +226,4 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow], claim: &mut Option<Claim>
         core.repairing.set_verified(generation, core.env.wall());
         tracing::info!(generation, "The nodes hold the same.");
     }
-    Ok(())
 }

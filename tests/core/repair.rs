@@ -966,3 +966,93 @@ async fn a_vector_that_cannot_be_read_is_named_and_everything_else_is_copied() {
         assert_eq!(stage.usable(&c), [A, B], "{case}");
     }
 }
+
+/// More differences than are compared at a time are all found and all mended, the collection's metadata with them.
+#[tokio::test(start_paused = true)]
+async fn a_comparison_mends_everything_that_differs() {
+    let stage = Stage::new(14).await;
+    let c = stage.create("c").await;
+    let batch = |from: u64, to: u64, n: u64| {
+        let ids: Vec<String> = (from..to).map(|id| format!("r{id:04}")).collect();
+        let (vectors, documents) = (vec![[n, 1]; ids.len()], vec![format!("w{n}"); ids.len()]);
+        json!({"ids": ids, "embeddings": vectors, "documents": documents})
+    };
+    stage.write(&c, RecordWrite::Upsert, batch(0, 1500, 1)).await;
+    stage.tamper(B, "c", RecordWrite::Update, batch(100, 800, 2));
+    let lost = json!({"ids": (1200..1290).map(|id| format!("r{id}")).collect::<Vec<_>>()});
+    stage.tamper(B, "c", RecordWrite::Delete, lost);
+    let id = stage.b().with(|chroma| chroma.id_of("c")).expect("there");
+    let path = diptych::chroma::node_path::collection(TENANT, DATABASE, id);
+    let other = br#"{"new_metadata":{"stale":1}}"#;
+    stage
+        .b()
+        .with(|chroma| chroma.handle(&http::Method::PUT, &path, other, false));
+    stage.heal();
+    for (repair, differing) in [(false, 790), (true, 790), (true, 0)] {
+        let options = jobs::Options {
+            repair,
+            ..jobs::Options::default()
+        };
+        let id = jobs::verify(&stage.core, Some(c.clone()), options);
+        let report = || stage.core.repairing.report(id).expect("a report");
+        stage.eventually("compared", || report().finished_at.is_some()).await;
+        let report = report();
+        let finding = &report.findings[0];
+        assert_eq!((report.differing, finding.skipped.clone()), (differing, None));
+        assert_eq!(finding.ids.len(), differing);
+        assert_eq!(finding.repairing, repair && differing > 0);
+        assert_eq!(finding.properties.is_some(), differing > 0);
+        stage.repaired().await;
+    }
+    assert_eq!(sorted(&stage, A), sorted(&stage, B));
+    assert_eq!(stage.contents(A, "c").metadata, stage.contents(B, "c").metadata);
+    assert_eq!(stage.usable(&c), [A, B]);
+}
+
+/// Two copies of which much seems to differ: writers have their turns while that is looked at, and one turn is enough to
+/// know that they do differ.
+#[tokio::test(start_paused = true)]
+async fn copies_that_seem_to_differ_much_are_compared_in_turns() {
+    for differs in [false, true] {
+        let stage = Stage::new(14).await;
+        let c = stage.create("c").await;
+        let wanted = RepairWanted {
+            kind: RepairKind::Verify,
+            source: Some(A),
+            ..RepairWanted::whole(1, "found on both nodes")
+        };
+        stage.want(&c, B, wanted).await;
+        let (listing, looking) = (Gate::new(), Gate::new());
+        stage.b().fault("/get", 1, Fault::Held(listing.clone()));
+        stage.b().forget_requests();
+        stage.heal();
+        stage.eventually("it lists", || stage.b().saw("/get") > 0).await;
+        // These the source did not have when it was listed, and the node has them when it is.
+        let ids: Vec<String> = (0..1000).map(|n| format!("r{n}")).collect();
+        let vectors = vec![[1, 1]; ids.len()];
+        let batch = json!({"ids": ids, "embeddings": vectors});
+        stage.write(&c, RecordWrite::Upsert, batch).await;
+        stage.drained().await;
+        if differs {
+            let ids: Vec<String> = (0..900).map(|n| format!("r{n}")).collect();
+            stage.tamper(A, "c", RecordWrite::Delete, json!({ "ids": ids }));
+        }
+        stage.a().fault("embeddings", 1, Fault::Held(looking.clone()));
+        stage.a().forget_requests();
+        listing.open();
+        stage.eventually("it looks", || stage.a().saw("/get") > 0).await;
+        let write = stage.start_upsert(&c, "later", 1);
+        seconds(1).await;
+        looking.open();
+        assert_eq!(write.await.expect("an answer").status, 200);
+        let row = stage.journal.repairs().first().cloned().expect("it goes on");
+        assert_eq!(row.parked.is_some(), differs, "{row:?}");
+        if differs {
+            let reason = row.parked.unwrap_or_default();
+            assert!(reason.contains("at least 250 records differ"), "{reason}");
+            jobs::resync(&stage.core, &c, B, Some(A)).await.expect("an authority");
+        }
+        stage.repaired().await;
+        stage.assert_converged();
+    }
+}
