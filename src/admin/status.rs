@@ -106,6 +106,7 @@ pub fn repair(core: &Core, row: &RepairRow) -> Value {
         "source": row.source,
         "records": row.ids.as_ref().map(Vec::len),
         "progress": progress(core, row),
+        "waits_for": crate::repair::waits_for(core, row),
         "since": time(row.created_at),
     })
 }

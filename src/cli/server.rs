@@ -264,6 +264,7 @@ async fn build_core(
         repair_concurrency: config.repair.concurrency,
         repair_records: config.repair.batch_records,
         repair_rate: config.repair.rate,
+        repair_touched: crate::lane::MOST_TOUCHED,
         verify_interval: config.verify.interval,
         verify_sample: config.verify.sample,
     };

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 pub use choose::Write;
-pub use pair::{Pair, Touched};
+pub use pair::{MOST_TOUCHED, Pair, Touched};
 
 use crate::chroma::BatchLimits;
 use choose::choose;

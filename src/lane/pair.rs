@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// A copy that meets more records than this being written meanwhile begins anew, with less to do.
-const MOST_TOUCHED: usize = 200_000;
+/// So many records are followed that are written during a copy.
+pub const MOST_TOUCHED: usize = 200_000;
 
 /// Records that were written to a lane while one node is being copied to without the lane.
 #[derive(Debug, Default)]
@@ -17,6 +17,7 @@ pub struct Touched {
     pub ids: BTreeSet<String>,
     /// There were more, or it could not be told which.
     pub overflowed: bool,
+    most: usize,
 }
 
 /// The open matters between one node and one lane.
@@ -190,8 +191,11 @@ impl Pair {
     }
 
     /// From here on it is remembered which records the node misses. Begun while holding the lane.
-    pub fn start_tracking(&self) {
-        *self.touched.lock() = Some(Touched::default());
+    pub fn start_tracking(&self, most: usize) {
+        *self.touched.lock() = Some(Touched {
+            most,
+            ..Touched::default()
+        });
     }
 
     pub fn stop_tracking(&self) {
@@ -205,18 +209,32 @@ impl Pair {
                 Some(ids) => touched.ids.extend(ids.iter().cloned()),
                 None => touched.overflowed = true,
             }
-            if touched.overflowed || touched.ids.len() > MOST_TOUCHED {
-                *touched = Touched {
-                    ids: BTreeSet::new(),
-                    overflowed: true,
-                };
+            if touched.overflowed || touched.ids.len() > touched.most {
+                touched.overflowed = true;
+                touched.ids.clear();
             }
         }
     }
 
     /// What was remembered since the last time; goes on remembering.
     pub fn take_touched(&self) -> Touched {
-        self.touched.lock().as_mut().map(std::mem::take).unwrap_or_default()
+        let mut tracked = self.touched.lock();
+        let Some(touched) = tracked.as_mut() else {
+            return Touched::default();
+        };
+        let most = touched.most;
+        std::mem::replace(
+            touched,
+            Touched {
+                most,
+                ..Touched::default()
+            },
+        )
+    }
+
+    /// How many records are remembered.
+    pub fn touched(&self) -> usize {
+        self.touched.lock().as_ref().map_or(0, |touched| touched.ids.len())
     }
 
     /// `copy`: it replaces the lane on this node.

@@ -85,6 +85,8 @@ pub struct Settings {
     pub repair_records: usize,
     /// Records that all repairs together compare per second; 0: no limit.
     pub repair_rate: u32,
+    /// Records that are followed while a collection is copied, for each copy.
+    pub repair_touched: usize,
     /// Time between two comparisons of a collection; zero: only on demand.
     pub verify_interval: Duration,
     /// Percent of a collection's records that one of those looks at.

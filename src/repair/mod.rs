@@ -61,6 +61,9 @@ pub(crate) enum Trouble {
     Absent,
     #[error("too many records to be compared while their lane waits")]
     TooMany,
+    /// Nobody's fault: writers are faster than a copy.
+    #[error("more was written meanwhile than could be followed")]
+    Overtaken,
     /// The target's collection can be made equal only by making it anew.
     #[error("the node's collection has to be made anew: {0}")]
     Incurable(String),
@@ -204,6 +207,38 @@ async fn drop_moot(core: &Arc<Core>, node: NodeIndex) {
     }
 }
 
+/// Why a repair is not under way, for people; `None`: nothing is known to be in its way.
+pub fn waits_for(core: &Core, row: &RepairRow) -> Option<String> {
+    let (scope, node) = core.find(row.generation, &row.node)?;
+    let pair = &scope.pairs(core)[node];
+    let sources = match &scope {
+        Scope::Namespace => core.namespace_nodes(),
+        Scope::Collection(collection) => core.usable(collection),
+    };
+    let names_first = row.generation.is_some() && row.kind.holds_rows() && !core.namespace.pairs[node].in_sync();
+    let reason = if row.parked.is_some() || core.repairing.progress_of(node, row.generation).is_some() {
+        return None;
+    } else if !core.cluster.node(node).is_up() {
+        "the node is down"
+    } else if is_paused(core) {
+        "repairs are paused, or the log does not answer"
+    } else if pair.stragglers() > 0 || pair.uncertain() > 0 {
+        "something is still on its way to the node, or to the log"
+    } else if choose(core, node, &sources, std::slice::from_ref(row)).is_none() {
+        "no node that it may be copied from is in step"
+    } else if names_first {
+        "the node is not in step with the namespace"
+    } else if pair.copies() == 0 && pair.pending() > LEFT_TO_DRAIN {
+        "what the node missed is drained first"
+    } else {
+        return core
+            .repairing
+            .failure_of(node, row.generation)
+            .map(|failure| failure.last);
+    };
+    Some(reason.to_owned())
+}
+
 /// What can be repaired on this node now, names first.
 fn work(core: &Core, node: NodeIndex) -> Vec<Work> {
     let name = &core.cluster.node(node).name;
@@ -329,11 +364,6 @@ async fn conclude(core: &Arc<Core>, node: NodeIndex, work: &Work, outcome: Resul
         core.repairing.succeeded(node, work.key);
         return true;
     };
-    if let Trouble::Wait(why) = &trouble {
-        tracing::debug!(node = name, generation = work.key, why, "A repair waits.");
-        return false;
-    }
-    tracing::warn!(node = name, generation = work.key, how = ?work.how, why = %trouble, "A repair failed.");
     let kind = match work.how {
         How::Records(_) => RepairKind::Records,
         How::Verify(_) => RepairKind::Verify,
@@ -346,6 +376,12 @@ async fn conclude(core: &Arc<Core>, node: NodeIndex, work: &Work, outcome: Resul
             }
         }
     };
+    if matches!(trouble, Trouble::Wait(_) | Trouble::Overtaken) {
+        core.repairing.note(node, work.key, kind, &trouble.to_string());
+        tracing::debug!(node = name, generation = work.key, why = %trouble, "A repair waits.");
+        return false;
+    }
+    tracing::warn!(node = name, generation = work.key, how = ?work.how, why = %trouble, "A repair failed.");
     let next = match (&trouble, kind) {
         (Trouble::Absent | Trouble::TooMany, RepairKind::Records | RepairKind::Verify) => Some(RepairKind::Whole),
         (Trouble::Incurable(_), RepairKind::Records | RepairKind::Whole) => Some(RepairKind::Rebuild),

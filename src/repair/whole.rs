@@ -4,6 +4,9 @@
 //! listed in the lane, the records compared and copied without it, in the source's order, and the touched ones once
 //! more at the end, in the lane again. Then one commit removes the repair rows found at the beginning and every payload
 //! row that exists (schedules S30, S33): the node joins.
+//!
+//! Where more is written than can be followed, the copy begins anew and holds the lane for each of its steps: writers have
+//! their turns between them, and it comes to an end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,6 +29,8 @@ const ROUNDS: usize = 10;
 /// How often, a second apart, a source that is out of step for a moment is waited for before the end.
 const SOURCE_PATIENCE: usize = 60;
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long writers are held back for one of our writes to a node that does not answer.
+const HELD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Forgets what was touched when the copy ends, however it ends.
 struct Tracking<'a>(&'a Job);
@@ -47,8 +52,33 @@ pub(super) fn next_chunk(records: usize, bytes: usize, most: usize) -> usize {
         .min(most.max(1))
 }
 
+/// How fast writers may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writers {
+    Free,
+    /// They have their turns between two steps of the copy.
+    HeldBack,
+}
+
 /// Carries out rows of the kinds `Whole` and `Rebuild`, and with them whatever else is open for the node.
 pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
+    match attempt(job, rows, Writers::Free).await {
+        Err(Trouble::Overtaken) => {
+            tracing::warn!(
+                node = job.core.cluster.node(job.target).name,
+                generation = job.collection.generation,
+                "A copy was overtaken by writers: it holds them back."
+            );
+            let (node, key) = (job.target, Some(job.collection.generation));
+            let why = "more was written meanwhile than could be followed: writers are held back";
+            job.core.repairing.note(node, key, RepairKind::Whole, why);
+            attempt(job, rows, Writers::HeldBack).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn attempt(job: &Job, rows: &[RepairRow], writers: Writers) -> Result<(), Trouble> {
     let core = &job.core;
     let pair = &job.collection.pairs[job.target];
     let key = (job.target, job.collection.generation);
@@ -83,7 +113,7 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         job.fence().await?;
         job.flush().await?;
         let (source, _) = job.objects().await?;
-        pair.start_tracking();
+        pair.start_tracking(core.settings.repair_touched);
         let tracking = Tracking(job);
         let disturbed = job.collection.pairs[job.source].disturbances();
         let ids = read::ids(core, &job.collection, job.from()?).await?;
@@ -93,9 +123,9 @@ pub(super) async fn run(job: &Job, rows: &[RepairRow]) -> Result<(), Trouble> {
         true => Ok(()),
         false => Err(Trouble::Wait("the source needs a repair itself".to_owned())),
     };
-    let unreadable = copy(job, &source, &ids, &undisturbed).await?;
+    let unreadable = copy(job, &source, &ids, writers, &undisturbed).await?;
     drop(ids);
-    finish(job, &source, &open, unreadable, &undisturbed).await
+    finish(job, &source, &open, unreadable, writers, &undisturbed).await
 }
 
 /// Somebody may have dropped or replaced the rows: then nothing is overwritten for them, and no backlog is dropped.
@@ -154,6 +184,7 @@ async fn copy(
     job: &Job,
     source: &Object,
     ids: &[String],
+    writers: Writers,
     undisturbed: &impl Fn() -> Result<(), Trouble>,
 ) -> Result<BTreeSet<String>, Trouble> {
     let core = &job.core;
@@ -189,8 +220,18 @@ async fn copy(
         undisturbed()?;
         let part = &ids[at..ids.len().min(at + size)];
         let on_target: Vec<String> = part.iter().filter(|id| there.contains(*id)).cloned().collect();
-        let patience = core.settings.write_timeout;
-        let found = job.equalise(part, &on_target, source.space(), patience).await?;
+        let found = match writers {
+            Writers::Free => {
+                let patience = core.settings.write_timeout;
+                job.equalise(part, &on_target, source.space(), patience).await?
+            }
+            Writers::HeldBack => {
+                let _alone = core.exclusive(&job.collection).await;
+                let found = job.equalise(part, &on_target, source.space(), HELD_PATIENCE).await?;
+                unreadable.extend(catch_up(job, source).await?);
+                found
+            }
+        };
         at += part.len();
         size = next_chunk(part.len(), found.bytes, most);
         unreadable.extend(found.unreadable);
@@ -199,6 +240,30 @@ async fn copy(
         pace(job, part.len()).await?;
     }
     Ok(unreadable)
+}
+
+/// What was touched, before it is too much to remember. The caller holds the lane.
+async fn catch_up(job: &Job, source: &Object) -> Result<BTreeSet<String>, Trouble> {
+    let pair = &job.collection.pairs[job.target];
+    let mut unreadable = BTreeSet::new();
+    if pair.touched() <= job.core.settings.repair_touched / 4 {
+        return Ok(unreadable);
+    }
+    let touched: Vec<String> = take_touched(job)?.into_iter().collect();
+    job.pin().await?;
+    for part in touched.chunks(LAST_ROUND) {
+        let found = job.equalise(part, part, source.space(), HELD_PATIENCE).await?;
+        unreadable.extend(found.unreadable);
+    }
+    Ok(unreadable)
+}
+
+fn take_touched(job: &Job) -> Result<BTreeSet<String>, Trouble> {
+    let Touched { ids, overflowed, .. } = job.collection.pairs[job.target].take_touched();
+    match overflowed {
+        true => Err(Trouble::Overtaken),
+        false => Ok(ids),
+    }
 }
 
 /// Records that only the target had when the source was listed; one that came since is touched.
@@ -214,22 +279,18 @@ async fn finish(
     source: &Object,
     open: &[RepairRow],
     mut unreadable: BTreeSet<String>,
+    writers: Writers,
     undisturbed: &impl Fn() -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
     let core = &job.core;
-    let pair = &job.collection.pairs[job.target];
     let mut ids: BTreeSet<String> = BTreeSet::new();
-    let take = |ids: &mut BTreeSet<String>| {
-        let Touched { ids: new, overflowed } = pair.take_touched();
-        ids.extend(new);
-        match overflowed {
-            true => Err(Trouble::Wait("too much was written meanwhile".to_owned())),
-            false => Ok(()),
-        }
+    let mut waited = 0;
+    let mut rounds = match writers {
+        Writers::Free => 0,
+        Writers::HeldBack => ROUNDS,
     };
-    let (mut rounds, mut waited) = (0, 0);
     loop {
-        take(&mut ids)?;
+        ids.append(&mut take_touched(job)?);
         undisturbed()?;
         if ids.len() > LAST_ROUND && rounds < ROUNDS {
             rounds += 1;
@@ -251,7 +312,7 @@ async fn finish(
             pace(job, 0).await?;
             continue;
         }
-        take(&mut ids)?;
+        ids.append(&mut take_touched(job)?);
         undisturbed()?;
         job.check()?;
         still_wanted(job, open)?;

@@ -1056,3 +1056,50 @@ async fn copies_that_seem_to_differ_much_are_compared_in_turns() {
         stage.assert_converged();
     }
 }
+
+/// Writers that are faster than a copy are held back, and it ends while they go on.
+#[tokio::test(start_paused = true)]
+async fn a_copy_ends_however_much_is_written_meanwhile() {
+    let stage = Stage::with(15, |settings| {
+        settings.repair_touched = 50;
+        settings.repair_records = 20;
+    })
+    .await;
+    let c = stage.create("c").await;
+    let batch = |from: u64, to: u64| {
+        let ids: Vec<String> = (from..to).map(|id| format!("r{id}")).collect();
+        let vectors = vec![[from, to]; ids.len()];
+        json!({"ids": ids, "embeddings": vectors})
+    };
+    stage.write(&c, RecordWrite::Upsert, batch(0, 300)).await;
+    stage.b().with(|chroma| chroma.lose("c"));
+    stage.want(&c, B, RepairWanted::whole(1, "lost")).await;
+    let (writer, its_c) = (stage.clone(), c.clone());
+    let live = tokio::spawn(async move {
+        for n in 0.. {
+            let from = n * 10 % 400;
+            writer.write(&its_c, RecordWrite::Upsert, batch(from, from + 10)).await;
+        }
+    });
+    stage.heal();
+    let joined = async {
+        stage.eventually("it joins", || stage.usable(&c) == [A, B]).await;
+    };
+    let reason = || {
+        let row = stage.journal.repairs().first().cloned();
+        row.and_then(|row| diptych::repair::waits_for(&stage.core, &row))
+    };
+    let in_time = tokio::time::timeout(std::time::Duration::from_secs(60), joined).await;
+    assert!(in_time.is_ok(), "never: {:?}", reason());
+    assert!(!live.is_finished(), "while writes go on");
+    live.abort();
+    stage.repaired().await;
+    assert_eq!(sorted(&stage, A), sorted(&stage, B));
+    // Why a repair waits is told.
+    stage.down(A);
+    stage.want(&c, B, RepairWanted::whole(1, "a test")).await;
+    assert_eq!(
+        reason().as_deref(),
+        Some("no node that it may be copied from is in step")
+    );
+}

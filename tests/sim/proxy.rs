@@ -122,6 +122,7 @@ async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
         repair_concurrency: 2,
         repair_records: 1000,
         repair_rate: 0,
+        repair_touched: 200_000,
         verify_interval: Duration::ZERO,
         verify_sample: 100,
     };

@@ -116,6 +116,7 @@ impl Stage {
             repair_concurrency: 2,
             repair_records: 1000,
             repair_rate: 0,
+            repair_touched: 200_000,
             verify_interval: Duration::ZERO,
             verify_sample: 100,
         };
