@@ -4,7 +4,7 @@
 //! commits to the journal first. A collection's *generation* is one life of a name: deleting and creating a name again
 //! makes a new generation with a new UUID, and nothing of the old one is ever applied to it (design.md 8, R4).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -111,6 +111,7 @@ struct Index {
     /// Living collections by tenant, database and name.
     by_name: BTreeMap<(String, String), BTreeMap<String, Arc<Collection>>>,
     databases: BTreeMap<(String, String), Uuid>,
+    tenants: BTreeSet<String>,
 }
 
 /// All collections and databases that Diptych knows.
@@ -189,6 +190,15 @@ impl Catalog {
         known.sort();
         known.dedup();
         known
+    }
+
+    /// Tenants that somebody was told of, with databases or without.
+    pub fn tenants(&self) -> BTreeSet<String> {
+        self.index.read().tenants.clone()
+    }
+
+    pub fn put_tenant(&self, name: &str) {
+        self.index.write().tenants.insert(name.to_owned());
     }
 
     pub fn put_database(&self, record: DatabaseRecord) {
@@ -322,5 +332,6 @@ impl Catalog {
         let mut index = self.index.write();
         index.by_name.clear();
         index.databases.clear();
+        index.tenants.clear();
     }
 }

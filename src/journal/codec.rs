@@ -243,6 +243,7 @@ pub struct SnapshotRows<R> {
     pub collections: Vec<R>,
     pub node_ids: Vec<R>,
     pub databases: Vec<R>,
+    pub tenants: Vec<R>,
     pub repairs: Vec<R>,
     pub backlogs: Vec<R>,
     pub nodes: Vec<R>,
@@ -267,6 +268,11 @@ impl<R: Columns> SnapshotRows<R> {
         Ok(Snapshot {
             collections: collections.into_values().collect(),
             databases: self.databases.iter().map(database).collect::<Result<_, _>>()?,
+            tenants: self
+                .tenants
+                .iter()
+                .map(|row| Ok(untext(row.str(0)?)))
+                .collect::<Result<_, CodecError>>()?,
             repairs: self.repairs.iter().map(repair).collect::<Result<_, _>>()?,
             backlogs: self.backlogs.iter().map(backlog).collect::<Result<_, _>>()?,
             nodes: self.nodes.iter().map(node).collect::<Result<_, _>>()?,

@@ -191,6 +191,7 @@ pub struct Snapshot {
     /// All collections that are not deleted, and those deleted ones that rows still speak of; by generation.
     pub collections: Vec<CollectionRecord>,
     pub databases: Vec<DatabaseRecord>,
+    pub tenants: Vec<String>,
     pub repairs: Vec<RepairRow>,
     pub backlogs: Vec<Backlog>,
     pub nodes: Vec<NodeRecord>,
@@ -286,7 +287,9 @@ pub enum Change {
         tenant: String,
         name: String,
     },
-    /// Forgets collections, databases, payload rows, repair rows and suspects (reset).
+    /// Nothing when it is there; a tenant is never deleted.
+    PutTenant(String),
+    /// Forgets collections, databases, tenants, payload rows, repair rows and suspects (reset).
     RemoveEverything,
 }
 
@@ -298,13 +301,16 @@ impl Change {
 
     /// Whether it is about the catalog: collections, their ids, databases.
     pub fn is_of_catalog(&self) -> bool {
-        use Change::{ForgetNodeIds, PutCollection, PutDatabase, PutNodeId, RemoveDatabase, RemoveEverything};
+        use Change::{
+            ForgetNodeIds, PutCollection, PutDatabase, PutNodeId, PutTenant, RemoveDatabase, RemoveEverything,
+        };
         matches!(
             self,
             PutCollection(_)
                 | PutNodeId { .. }
                 | ForgetNodeIds { .. }
                 | PutDatabase(_)
+                | PutTenant(_)
                 | RemoveDatabase { .. }
                 | RemoveEverything
         )

@@ -209,6 +209,7 @@ pub const COLLECTIONS: &str = concat!(
 );
 pub const NODE_IDS: &str = "SELECT generation, node, node_id FROM diptych_collection_nodes";
 pub const DATABASES: &str = "SELECT tenant, name, client_id FROM diptych_databases ORDER BY tenant, name";
+pub const TENANTS: &str = "SELECT name FROM diptych_tenants ORDER BY name";
 pub const REPAIRS: &str = "SELECT id, node, generation, ids, source, source_marker, lsn, reason, created_at, \
      kind, reversible, parked FROM diptych_repair_rows ORDER BY lsn, id";
 pub const BACKLOGS: &str = "SELECT node, generation, COUNT(*), CAST(SUM(body_bytes) AS BIGINT), COUNT(parked), \
@@ -502,12 +503,14 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             run(PUT_DATABASE, vec![string(tenant), string(name), Value::Id(*client_id)]);
         }
         Change::RemoveDatabase { tenant, name } => run(REMOVE_DATABASE, vec![string(tenant), string(name)]),
+        Change::PutTenant(name) => run(PUT_TENANT, vec![string(name)]),
         Change::RemoveEverything => {
             run("DELETE FROM diptych_payload_rows", Vec::new());
             run("DELETE FROM diptych_repair_rows", Vec::new());
             run("DELETE FROM diptych_suspects", Vec::new());
             run("DELETE FROM diptych_read_pins", Vec::new());
             run("DELETE FROM diptych_databases", Vec::new());
+            run("DELETE FROM diptych_tenants", Vec::new());
             run("DELETE FROM diptych_collections", Vec::new());
         }
         Change::Unpark(id) => {
@@ -579,6 +582,7 @@ const PUT_SUSPECT: &str = "INSERT INTO diptych_suspects (id, node, generation, i
      generation = excluded.generation, ids = excluded.ids, step = excluded.step, due_at = excluded.due_at";
 
 const REMOVE_DATABASE: &str = "DELETE FROM diptych_databases WHERE tenant = $1 AND name = $2";
+const PUT_TENANT: &str = "INSERT INTO diptych_tenants (name) VALUES ($1) ON CONFLICT (name) DO NOTHING";
 const PUT_DATABASE: &str = "INSERT INTO diptych_databases (tenant, name, client_id) VALUES ($1, $2, $3)";
 
 fn repair_values(row: &RepairRow) -> Result<Vec<Value>, CodecError> {

@@ -236,6 +236,7 @@ impl<B: Backend> Store<B> {
             databases: B::fetch(&mut session, sql::ask(sql::DATABASES))
                 .await
                 .map_err(refused)?,
+            tenants: B::fetch(&mut session, sql::ask(sql::TENANTS)).await.map_err(refused)?,
             repairs: B::fetch(&mut session, sql::ask(sql::REPAIRS)).await.map_err(refused)?,
             backlogs: B::fetch(&mut session, sql::ask(sql::BACKLOGS)).await.map_err(refused)?,
             nodes: B::fetch(&mut session, sql::ask(sql::NODES)).await.map_err(refused)?,

@@ -348,6 +348,7 @@ impl Core {
                     }
                 }
                 Change::PutDatabase(record) => self.catalog.put_database(record.clone()),
+                Change::PutTenant(name) => self.catalog.put_tenant(name),
                 Change::RemoveDatabase { tenant, name } => self.catalog.remove_database(tenant, name),
                 Change::RemoveRepairs(ids) => self.uncount_repairs(|row| ids.contains(&row.id)),
                 Change::RemoveRepairsOf(generation) => {

@@ -297,6 +297,9 @@ impl Core {
         for record in snapshot.databases {
             core.catalog.put_database(record);
         }
+        for tenant in snapshot.tenants {
+            core.catalog.put_tenant(&tenant);
+        }
         for backlog in snapshot.backlogs {
             if let Some((scope, node)) = core.find(backlog.generation, &backlog.node) {
                 let pair = &scope.pairs(&core)[node];

@@ -139,7 +139,12 @@ impl Core {
                     .await
             }
             NamespaceWrite::CreateTenant { name } => {
-                self.mirror(Op::CreateTenant { name }, body, None, |_, _| vec![]).await
+                // A node that is wiped gets it back: no node can list its tenants.
+                let tenant = name.clone();
+                self.mirror(Op::CreateTenant { name }, body, None, |_, _| {
+                    vec![Change::PutTenant(tenant)]
+                })
+                .await
             }
             NamespaceWrite::ModifyTenant { name } => {
                 self.mirror(Op::ModifyTenant { name }, body, None, |_, _| vec![]).await

@@ -314,6 +314,7 @@ impl Core {
                     .bounded_read(source, NodeRequest::get(node_path::tenant(name)))
                     .await?;
                 if there.is_success() {
+                    changes.push(Change::PutTenant(name.clone()));
                     let op = Op::CreateTenant { name: name.clone() };
                     changes.extend(self.rows_for_others(source, op, named(name)));
                 }

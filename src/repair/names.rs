@@ -226,7 +226,9 @@ async fn places(
     places.extend(core.settings.databases.iter().cloned());
     let mut tenants: BTreeSet<String> = core.settings.tenants.iter().cloned().collect();
     tenants.extend(places.iter().map(|(tenant, _)| tenant.clone()));
-    // Tenants cannot be listed: those that the node missed are in its rows.
+    // Tenants cannot be listed: the catalog has them, and those that the node missed are in its rows.
+    let recorded = core.catalog.tenants();
+    tenants.extend(recorded.iter().cloned());
     let name = &core.cluster.node(target).name;
     let missed = core.log.journal().payloads(name, None, ROWS, usize::MAX).await;
     let missed = missed.map_err(|_| Trouble::Wait("the log does not answer".to_owned()))?;
@@ -257,6 +259,10 @@ async fn places(
     tenants.remove(OWN_TENANT);
     for tenant in &tenants {
         if exists(core, source, node_path::tenant(tenant)).await? {
+            ensure_tenant(core, target, tenant).await?;
+        } else if recorded.contains(tenant) {
+            // Somebody was told of it (S5).
+            ensure_tenant(core, source, tenant).await?;
             ensure_tenant(core, target, tenant).await?;
         } else if in_place && exists(core, target, node_path::tenant(tenant)).await? {
             ensure_tenant(core, source, tenant).await?;

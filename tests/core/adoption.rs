@@ -248,3 +248,26 @@ async fn a_change_of_names_that_is_not_answered_is_waited_for() {
     assert!(has(&stage, B, &database("empty")));
     assert_eq!(stragglers(), 0);
 }
+
+/// S5: no node can list its tenants, and one without a database stands in no other list.
+#[tokio::test(start_paused = true)]
+async fn s05_a_tenant_without_a_database_is_given_back_to_a_wiped_node() {
+    for node in [A, B] {
+        let stage = Stage::new(88).await;
+        let tenant = NamespaceWrite::CreateTenant {
+            name: "lonely".to_owned(),
+        };
+        assert_eq!(stage.namespace(tenant, json!({"name": "lonely"})).await.status, 200);
+        // The proxy that knows of it starts anew.
+        let stage = Stage::over(89, stage.nodes.clone(), stage.journal.clone(), |_| {}).await;
+        stage.nodes[node].wipe();
+        stage.nodes[node].restart();
+        for node in [A, B] {
+            stage.up(node).await;
+        }
+        healed(&stage).await;
+        for node in [A, B] {
+            assert!(has(&stage, node, "/api/v2/tenants/lonely"), "{node}");
+        }
+    }
+}

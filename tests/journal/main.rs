@@ -6,7 +6,7 @@ mod healing;
 mod lease;
 mod postgres;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -459,6 +459,9 @@ async fn the_catalog_comes_back(url: &str) {
             tenant: "t".to_owned(),
             name: "never".to_owned(),
         },
+        Change::PutTenant(ODD.to_owned()),
+        Change::PutTenant("t".to_owned()),
+        Change::PutTenant("t".to_owned()),
     ];
     journal.commit(term, &changes).await.unwrap();
     one.name = "renamed".to_owned();
@@ -477,6 +480,10 @@ async fn the_catalog_comes_back(url: &str) {
     assert_eq!(snapshot.collections, [one, two]);
     assert_eq!(snapshot.databases.len(), 2);
     assert!(snapshot.databases.contains(&long) && snapshot.databases.contains(&plain));
+    assert_eq!(
+        BTreeSet::from_iter(snapshot.tenants),
+        BTreeSet::from([ODD.to_owned(), "t".to_owned()])
+    );
 }
 
 async fn deleted_collections_stay_while_rows_speak_of_them(url: &str) {
@@ -561,6 +568,7 @@ async fn remove_everything_leaves_nothing(url: &str) {
             name: "d".to_owned(),
             client_id: Uuid::new_v4(),
         }),
+        Change::PutTenant("t".to_owned()),
         Change::InsertPayload(payload("a", Some(1), 1)),
         Change::InsertPayload(payload("a", None, 2)),
         Change::InsertRepair(repair("a", Some(1), 3)),
@@ -570,7 +578,8 @@ async fn remove_everything_leaves_nothing(url: &str) {
     journal.commit(term, &changes).await.unwrap();
     let snapshot = journal.load().await.unwrap();
     assert_eq!(snapshot.collections, [kept]);
-    assert!(snapshot.databases.is_empty() && snapshot.repairs.is_empty() && snapshot.backlogs.is_empty());
+    assert!(snapshot.databases.is_empty() && snapshot.tenants.is_empty());
+    assert!(snapshot.repairs.is_empty() && snapshot.backlogs.is_empty());
 }
 
 async fn the_same_commit_twice_is_once(url: &str) {

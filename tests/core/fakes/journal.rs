@@ -1,6 +1,6 @@
 //! A journal in memory that fails as it is told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +33,7 @@ struct Tables {
     repairs: Vec<RepairRow>,
     collections: BTreeMap<Generation, CollectionRecord>,
     databases: BTreeMap<(String, String), DatabaseRecord>,
+    tenants: BTreeSet<String>,
     nodes: BTreeMap<String, NodeRecord>,
     suspects: BTreeMap<Uuid, SuspectRow>,
     pins: BTreeMap<Generation, String>,
@@ -283,11 +284,15 @@ impl Tables {
             Change::RemoveDatabase { tenant, name } => {
                 self.databases.remove(&(tenant.clone(), name.clone()));
             }
+            Change::PutTenant(name) => {
+                self.tenants.insert(name.clone());
+            }
             Change::RemoveEverything => {
                 self.payloads.clear();
                 self.repairs.clear();
                 self.collections.clear();
                 self.databases.clear();
+                self.tenants.clear();
                 self.suspects.clear();
                 self.pins.clear();
             }
@@ -373,6 +378,7 @@ impl Journal for FakeJournal {
         Ok(Snapshot {
             collections: tables.collections.into_values().collect(),
             databases: tables.databases.into_values().collect(),
+            tenants: tables.tenants.into_iter().collect(),
             repairs: tables.repairs,
             backlogs: backlogs.into_values().collect(),
             nodes: tables.nodes.into_values().collect(),
