@@ -20,6 +20,7 @@ const NODE: [&str; 1] = ["node"];
 struct Families {
     up: IntGaugeVec,
     healthy: IntGaugeVec,
+    maintenance: IntGaugeVec,
     in_sync: IntGaugeVec,
     ejections: IntCounterVec,
     reads: IntGaugeVec,
@@ -96,6 +97,10 @@ impl Families {
         let families = Self {
             up: by_node("diptych_node_up", "1: the node is given requests.")?,
             healthy: by_node("diptych_node_healthy", "1: the node's probes pass.")?,
+            maintenance: by_node(
+                "diptych_node_maintenance",
+                "1: an operator took the node out of service.",
+            )?,
             in_sync: by_node(
                 "diptych_node_in_sync",
                 "1: the node has everything that was acknowledged.",
@@ -184,6 +189,7 @@ impl Families {
         vec![
             &self.up,
             &self.healthy,
+            &self.maintenance,
             &self.in_sync,
             &self.ejections,
             &self.reads,
@@ -228,6 +234,7 @@ impl Families {
             };
             set(&self.up, node.is_up().into());
             set(&self.healthy, node.is_healthy().into());
+            set(&self.maintenance, node.is_in_maintenance().into());
             set(&self.in_sync, state.in_sync().into());
             set(&self.reads, node.reads_in_flight() as u64);
             set(&self.entries, state.rows);

@@ -67,11 +67,19 @@ impl Admin {
     }
 
     /// What the admin port answers.
-    pub async fn private(&self, method: &Method, path: &str, query: Option<&str>, headers: &HeaderMap) -> Answer {
+    /// `from`: the address of whoever asks.
+    pub async fn private(
+        &self,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+        from: Option<&str>,
+    ) -> Answer {
         if let Some(verb) = verbs::find(method, path) {
             return match (self.guard.check(headers), verb) {
                 (Err(refused), _) => refused_answer(refused),
-                (Ok(()), Ok(verb)) => verbs::carry_out(&self.core, verb, query).await,
+                (Ok(()), Ok(verb)) => verbs::carry_out(&self.core, verb, query, &who(headers, from)).await,
                 (Ok(()), Err(allowed)) => not_allowed(allowed),
             };
         }
@@ -99,6 +107,20 @@ impl Admin {
             }
             Err(error) => Answer::error(500, "InternalError", error.to_string()),
         }
+    }
+}
+
+/// Header in which whoever asks may say who he is; the command line does.
+pub const OPERATOR: &str = "x-operator";
+
+/// Who asks, as far as is known: what he says of himself, and where he is. For people to read, nothing rests on it.
+fn who(headers: &HeaderMap, from: Option<&str>) -> String {
+    let said = headers.get(OPERATOR).and_then(|value| value.to_str().ok());
+    let said: String = said.unwrap_or_default().trim().chars().take(100).collect();
+    match (said.as_str(), from) {
+        ("", from) => from.unwrap_or("unknown").to_owned(),
+        (said, Some(from)) => format!("{said} ({from})"),
+        (said, None) => said.to_owned(),
     }
 }
 

@@ -21,7 +21,10 @@ impl ServeHttp for AdminPort {
             None => (raw.as_str(), None),
         };
         let headers = header.headers.clone();
-        let answer = self.0.private(&method, path, query, &headers).await;
+        let from = session.client_addr().and_then(|address| address.as_inet());
+        let from = from.map(|address| address.ip().to_string());
+        let answer = self.0.private(&method, path, query, &headers, from.as_deref());
+        let answer = answer.await;
         let length = http::HeaderValue::from(answer.body.len());
         let body = if method == http::Method::HEAD {
             Vec::new()

@@ -6,7 +6,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::state::{NodeState, OpenLane, gather, is_replaying, verified_at};
-use crate::cluster::NodeIndex;
+use crate::cluster::{Node, NodeIndex};
 use crate::journal::{RepairKind, RepairRow};
 use crate::mirror::{Answer, Core};
 
@@ -22,13 +22,25 @@ fn micros(at: Option<i64>) -> Value {
     at.and_then(DateTime::from_timestamp_micros).map_or(Value::Null, time)
 }
 
+fn maintenance(node: &Node) -> Value {
+    node.maintenance().map_or(
+        Value::Null,
+        |record| json!({ "since": time(record.since), "who": record.who }),
+    )
+}
+
+/// It is given requests, and its probes pass.
+fn is_healthy(node: &Node) -> bool {
+    node.is_healthy() && !node.is_in_maintenance()
+}
+
 fn instance(core: &Core, node: NodeIndex, state: &NodeState) -> Value {
     let this = core.cluster.node(node);
     let out = state.lanes.iter().filter(|lane| lane.generation.is_some()).count();
     json!({
         "name": this.name,
         "url": format!("http://{}", this.authority),
-        "healthy": this.is_healthy(),
+        "healthy": is_healthy(this),
         "up": this.is_up(),
         "in_sync": state.in_sync(),
         "pending_writes": state.rows,
@@ -41,6 +53,8 @@ fn instance(core: &Core, node: NodeIndex, state: &NodeState) -> Value {
         "stragglers": state.stragglers,
         "collections_not_in_sync": out,
         "namespace_in_sync": core.namespace.pairs[node].in_sync(),
+        "maintenance": maintenance(this),
+        "in_flight": this.in_flight(),
         "reads_in_flight": this.reads_in_flight(),
         "ejections": this.ejections(),
         "last_error": this.last_error(),
@@ -137,7 +151,7 @@ fn by_kind(core: &Core) -> Value {
 }
 
 fn healthy(core: &Core) -> usize {
-    core.cluster.nodes().iter().filter(|node| node.is_healthy()).count()
+    core.cluster.nodes().iter().filter(|node| is_healthy(node)).count()
 }
 
 pub fn status(core: &Core) -> Value {

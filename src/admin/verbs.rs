@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use crate::cluster::NodeIndex;
 use crate::drain::records_of;
 use crate::env::BoxFuture;
 use crate::journal::{Change, Commit, JournalError, PayloadRow};
-use crate::mirror::{Answer, Core, RepairWanted, Scope};
+use crate::mirror::{Answer, Core, RepairWanted, Scope, StaysIn};
 use crate::repair::jobs::{self, Options, Sample};
 
 /// Entries that a list shows unless told otherwise, and at most.
@@ -45,6 +46,8 @@ pub enum Verb {
     RetryRepair(String),
     PauseDrain(bool),
     AcceptNode(String),
+    TakeOut(String),
+    TakeBack(String),
     Verify,
     Comparisons,
     Comparison(String),
@@ -54,10 +57,18 @@ pub enum Verb {
 impl Verb {
     /// It does something, and is worth a line in the log.
     fn changes(&self) -> bool {
-        use Verb::{AcceptNode, PauseDrain, Resync, RetryEntry, RetryRepair, SkipEntry, Verify};
+        use Verb::{AcceptNode, PauseDrain, Resync, RetryEntry, RetryRepair, SkipEntry, TakeBack, TakeOut, Verify};
         matches!(
             self,
-            RetryEntry(_) | SkipEntry(_) | RetryRepair(_) | PauseDrain(_) | AcceptNode(_) | Verify | Resync
+            RetryEntry(_)
+                | SkipEntry(_)
+                | RetryRepair(_)
+                | PauseDrain(_)
+                | AcceptNode(_)
+                | TakeOut(_)
+                | TakeBack(_)
+                | Verify
+                | Resync
         )
     }
 }
@@ -75,6 +86,8 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
         ["repairs"] => (Verb::Repairs, true),
         ["repairs", row, "retry"] => (Verb::RetryRepair(id(row)), false),
         ["nodes", name, "accept"] => (Verb::AcceptNode(id(name)), false),
+        ["nodes", name, "maint"] => (Verb::TakeOut(id(name)), false),
+        ["nodes", name, "ready"] => (Verb::TakeBack(id(name)), false),
         ["verify"] if *method == Method::POST => (Verb::Verify, false),
         ["verify"] => (Verb::Comparisons, true),
         ["verify", report] => (Verb::Comparison(id(report)), true),
@@ -96,14 +109,14 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
 }
 
 /// Carries a verb out on the core's runtime: the journal's connections live there, and whoever asked may hang up.
-pub async fn carry_out(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> Answer {
+pub async fn carry_out(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: &str) -> Answer {
     let (done, outcome) = tokio::sync::oneshot::channel();
-    let (job, query) = (core.clone(), query.map(str::to_owned));
+    let (job, query, who) = (core.clone(), query.map(str::to_owned), who.to_owned());
     if verb.changes() {
-        tracing::info!(?verb, query, "An operator asked for something.");
+        tracing::info!(?verb, query, who, "An operator asked for something.");
     }
     core.spawn_job(async move {
-        let _ = done.send(dispatch(&job, verb, query.as_deref()).await);
+        let _ = done.send(dispatch(&job, verb, query.as_deref(), who).await);
     });
     match outcome.await {
         Ok(Ok(value)) => Answer::json(200, value.to_string()),
@@ -112,7 +125,7 @@ pub async fn carry_out(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> Ans
     }
 }
 
-fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> BoxFuture<Outcome> {
+fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: String) -> BoxFuture<Outcome> {
     let core = core.clone();
     let query = query.unwrap_or_default().to_owned();
     Box::pin(async move {
@@ -130,6 +143,8 @@ fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>) -> BoxFuture<Outc
                 core.accept(node).await.map_err(conflict)?;
                 Ok(json!({ "node": name, "state": "accepted" }))
             }
+            Verb::TakeOut(name) => take_out(core, &name, query, &who).await,
+            Verb::TakeBack(name) => take_back(core, &name, &who).await,
             Verb::Verify => verify(core, query),
             Verb::Comparisons => Ok(json!({ "comparisons": core.repairing.reports() })),
             Verb::Comparison(id) => comparison(core, &id),
@@ -472,6 +487,31 @@ fn number(query: Option<&str>, name: &str) -> Result<Option<u32>, Refusal> {
     parsed
         .map(Some)
         .map_err(|_| invalid(format!("{name}: `{text}` is not a whole number")))
+}
+
+/// At most so long a request waits for other nodes to be in step; who wants to wait longer asks again.
+const MOST_PATIENCE: u32 = 60;
+
+async fn take_out(core: &Arc<Core>, name: &str, query: Option<&str>, who: &str) -> Outcome {
+    let node = node_named(core, name)?;
+    let patience = number(query, "wait")?.unwrap_or(0).min(MOST_PATIENCE);
+    let left = core.take_out(node, who, Duration::from_secs(patience.into())).await;
+    let left = left.map_err(|why| stays_in(name, why))?;
+    Ok(json!({ "node": name, "state": "maintenance", "in_flight": left }))
+}
+
+async fn take_back(core: &Arc<Core>, name: &str, who: &str) -> Outcome {
+    let node = node_named(core, name)?;
+    let was_out = core.take_back(node, who).await;
+    let was_out = was_out.map_err(|why| stays_in(name, why))?;
+    Ok(json!({ "node": name, "state": "ready", "was_in_maintenance": was_out }))
+}
+
+fn stays_in(name: &str, why: StaysIn) -> Refusal {
+    match why {
+        StaysIn::Needed(reason) => conflict(format!("{name} stays in service: {reason}.")),
+        StaysIn::NoLog => unavailable("The log does not answer."),
+    }
 }
 
 /// Starts to compare one collection, or all.

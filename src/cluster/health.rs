@@ -6,6 +6,8 @@
 //! | nobody can connect, or the connection that is held ends | down at once, and not verified |
 //! | `healthy_after` probes in a row pass, then a canary write returns, and the node is verified | up |
 //! | the last node that is up fails its probes | kept: it may still serve, nothing else can |
+//! | an operator takes it out | not up, whatever the probes say; they only read, and what is under way there goes on |
+//! | he takes it back | as after a connection that ended: canary and admission come first |
 //!
 //! *Verified* (design.md 9) is a node that was asked who it is, over a connection that is held from before it was asked:
 //! as long as that lives, nobody else can have taken its place. A node whose process may be another one is never kept,
@@ -35,6 +37,7 @@ use super::identity::{marker_path, parse_marker};
 use super::node::{Node, NodeIndex, Observed};
 use crate::chroma::node_path;
 use crate::env::{SharedEnv, within};
+use crate::journal::MaintenanceRecord;
 
 /// How long it may take to open the connection that is held.
 const HOLD_LIMIT: Duration = Duration::from_secs(5);
@@ -261,6 +264,7 @@ impl Node {
 
     /// Returns whether a canary write has to be sent before the node is up.
     fn observe_probe(&self, outcome: &Result<(), String>, healthy_after: usize) -> bool {
+        let out = self.is_in_maintenance();
         let mut observed = self.observed.lock();
         match outcome {
             Ok(()) => {
@@ -270,6 +274,7 @@ impl Node {
                 }
                 observed.last_error = None;
                 let start = observed.healthy
+                    && !out
                     && !observed.failed_passively
                     && !observed.canary_passed
                     && !observed.canary_running;
@@ -335,6 +340,10 @@ impl Cluster {
     /// Why it is not verified.
     pub async fn verify(self: &Arc<Self>, env: &SharedEnv, index: NodeIndex, limit: Duration) -> Result<(), String> {
         let node = self.node(index);
+        if node.is_in_maintenance() {
+            node.observed.lock().canary_running = false;
+            return Err("it is in maintenance".to_owned());
+        }
         let failures = node.observed.lock().failures;
         let outcome = self.identify(env, index, limit).await;
         let verified = {
@@ -392,6 +401,18 @@ impl Cluster {
         }));
     }
 
+    /// Takes a node out of service (`Some`) or back. Back, it has to say who it is again before it is up: what happened
+    /// to it meanwhile nobody knows.
+    pub(crate) fn set_maintenance(&self, index: NodeIndex, record: Option<MaintenanceRecord>) {
+        let node = self.node(index);
+        if record.is_none() && node.is_in_maintenance() {
+            node.observed.lock().doubt_identity("it was in maintenance");
+        }
+        node.set_maintenance(record);
+        self.conclude();
+        self.announce_change();
+    }
+
     /// What someone else's health checks say of a node: for those who embed the core without [`health_service`], and for
     /// tests. Healthy means here what it means there: probes pass, and a canary write has returned since they did. Where
     /// nodes have to be admitted, one that is not verified stays down all the same: [`Cluster::verify`] comes first.
@@ -410,7 +431,8 @@ impl Cluster {
 
     /// Whether every node was looked at since the start.
     pub fn is_settled(&self) -> bool {
-        self.nodes().iter().all(|node| node.observed.lock().settled)
+        let known = |node: &Arc<Node>| node.is_in_maintenance() || node.observed.lock().settled;
+        self.nodes().iter().all(known)
     }
 
     /// Draws the conclusions from what was observed; the only place where a node goes up or down.
@@ -421,16 +443,18 @@ impl Cluster {
             .iter()
             .map(|node| node.observed.lock().is_healthy())
             .collect();
-        let any = healthy.contains(&true);
+        let out: Vec<bool> = self.nodes().iter().map(|node| node.is_in_maintenance()).collect();
+        let any = healthy.iter().zip(&out).any(|(healthy, out)| *healthy && !out);
         let last = if any {
             None
         } else {
             self.nodes().iter().position(|node| node.is_up() && node.is_verified())
         };
         let mut changed = false;
-        for (node, healthy) in self.nodes().iter().zip(healthy) {
-            let up = healthy || last == Some(node.index);
-            if node.set_up(up) {
+        for (node, (healthy, out)) in self.nodes().iter().zip(healthy.into_iter().zip(out)) {
+            let alive = healthy || last == Some(node.index);
+            let up = alive && !out;
+            if node.set_up(up, alive) {
                 changed = true;
                 tracing::info!(
                     node = node.name,

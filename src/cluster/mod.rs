@@ -3,6 +3,7 @@
 mod canary;
 mod client;
 mod flag;
+mod gate;
 mod health;
 mod identity;
 mod node;

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::client::{Held, NodeClient};
+use super::gate::{Gate, Gated};
+use crate::journal::MaintenanceRecord;
 use crate::metrics::NodeMetrics;
 
 /// Position of a node in the configuration: 0 is the primary.
@@ -87,6 +89,10 @@ pub struct Node {
     held: Mutex<Option<Arc<dyn Held>>>,
     incarnation: AtomicU64,
     up: watch::Sender<bool>,
+    /// It answers: what is under way there goes on, also in maintenance.
+    alive: watch::Sender<bool>,
+    gate: Arc<Gate>,
+    maintenance: Mutex<Option<MaintenanceRecord>>,
     address: ArcSwapOption<SocketAddr>,
     reads: AtomicUsize,
     ejections: AtomicU64,
@@ -112,6 +118,11 @@ impl Node {
         client: Arc<dyn NodeClient>,
     ) -> Self {
         let name = name.into();
+        let gate = Arc::new(Gate::default());
+        let client = Arc::new(Gated {
+            client,
+            gate: gate.clone(),
+        });
         Self {
             index,
             metrics: NodeMetrics::new(&name),
@@ -125,6 +136,9 @@ impl Node {
             held: Mutex::default(),
             incarnation: AtomicU64::new(0),
             up: watch::Sender::new(false),
+            alive: watch::Sender::new(false),
+            gate,
+            maintenance: Mutex::default(),
             address: ArcSwapOption::empty(),
             reads: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
@@ -149,11 +163,37 @@ impl Node {
         self.up.subscribe()
     }
 
-    /// Ends when the node is down.
+    /// Ends when the node is down: what waits for it there waits in vain. Maintenance alone does not cut it.
     pub async fn until_down(&self) {
-        let mut up = self.watch_up();
+        let mut alive = self.alive.subscribe();
         // The sender lives as long as the node.
-        let _ = up.wait_for(|up| !up).await.is_ok();
+        let _ = alive.wait_for(|alive| !alive).await.is_ok();
+    }
+
+    /// An operator took it out.
+    pub fn maintenance(&self) -> Option<MaintenanceRecord> {
+        self.maintenance.lock().clone()
+    }
+
+    pub fn is_in_maintenance(&self) -> bool {
+        self.maintenance.lock().is_some()
+    }
+
+    /// Takes it out or back. The cluster draws the conclusions.
+    pub(super) fn set_maintenance(&self, record: Option<MaintenanceRecord>) {
+        self.gate.close(record.is_some());
+        *self.maintenance.lock() = record;
+    }
+
+    /// Requests that are under way there, reads included.
+    pub fn in_flight(&self) -> usize {
+        self.gate.inside() + self.reads_in_flight()
+    }
+
+    /// Counts as under way until it is dropped; `None`: nothing may be sent. For what goes over the connection that is
+    /// held.
+    pub fn begin(&self) -> Option<impl Send + use<>> {
+        self.gate.enter()
     }
 
     /// How often it went from up to down.
@@ -240,26 +280,32 @@ impl Node {
     }
 
     pub fn reads_in_flight(&self) -> usize {
-        self.reads.load(Ordering::Relaxed)
+        self.reads.load(Ordering::SeqCst)
     }
 
     pub fn read_started(&self) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn read_ended(&self) {
-        self.reads.fetch_sub(1, Ordering::Relaxed);
+        self.reads.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Sets the outcome of all that is observed; returns whether it changed.
-    pub(super) fn set_up(&self, up: bool) -> bool {
+    pub(super) fn set_up(&self, up: bool, alive: bool) -> bool {
         let changed = self.up.send_if_modified(|current| {
             let changed = *current != up;
             *current = up;
             changed
         });
-        if changed && !up {
+        if changed && !up && !alive {
             self.ejections.fetch_add(1, Ordering::Relaxed);
+        }
+        let died = self
+            .alive
+            .send_if_modified(|current| std::mem::replace(current, alive) != alive)
+            && !alive;
+        if died {
             self.cut_reads();
         }
         changed
@@ -273,7 +319,7 @@ impl Node {
             done: AtomicBool::new(false),
         });
         self.sockets.lock().push(socket.clone());
-        if !self.is_up() {
+        if !*self.alive.borrow() {
             self.cut_reads();
         }
         Some(socket)

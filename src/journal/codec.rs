@@ -12,8 +12,8 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Backlog, CollectionRecord, DatabaseRecord, Intent, JournalError, NodeRecord, PayloadRow, RepairKind, RepairRow,
-    Snapshot, SuspectRow,
+    Backlog, CollectionRecord, DatabaseRecord, Intent, JournalError, MaintenanceRecord, NodeRecord, PayloadRow,
+    RepairKind, RepairRow, Snapshot, SuspectRow,
 };
 use crate::chroma::{Generation, Op};
 
@@ -247,6 +247,7 @@ pub struct SnapshotRows<R> {
     pub repairs: Vec<R>,
     pub backlogs: Vec<R>,
     pub nodes: Vec<R>,
+    pub maintenance: Vec<R>,
     pub suspects: Vec<R>,
     pub pins: Vec<R>,
     pub low_water: i64,
@@ -276,6 +277,7 @@ impl<R: Columns> SnapshotRows<R> {
             repairs: self.repairs.iter().map(repair).collect::<Result<_, _>>()?,
             backlogs: self.backlogs.iter().map(backlog).collect::<Result<_, _>>()?,
             nodes: self.nodes.iter().map(node).collect::<Result<_, _>>()?,
+            maintenance: self.maintenance.iter().map(maintenance).collect::<Result<_, _>>()?,
             suspects: self.suspects.iter().map(suspect).collect::<Result<_, _>>()?,
             pins: self.pins.iter().map(pin).collect::<Result<_, _>>()?,
             low_water: self.low_water,
@@ -330,6 +332,14 @@ fn node(row: &impl Columns) -> Result<NodeRecord, CodecError> {
         node: untext(row.str(0)?),
         marker: untext(row.str(1)?),
         checkpoint: row.int(2)?,
+    })
+}
+
+fn maintenance(row: &impl Columns) -> Result<MaintenanceRecord, CodecError> {
+    Ok(MaintenanceRecord {
+        node: untext(row.str(0)?),
+        since: row.time(1)?,
+        who: untext(row.str(2)?),
     })
 }
 

@@ -149,6 +149,15 @@ pub struct NodeRecord {
     pub checkpoint: Lsn,
 }
 
+/// A node that an operator took out of service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaintenanceRecord {
+    pub node: String,
+    pub since: DateTime<Utc>,
+    /// Who asked for it, as far as is known.
+    pub who: String,
+}
+
 /// Records whose outcome on a node was unknown: compared again when whatever was on its way must have landed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SuspectRow {
@@ -195,6 +204,7 @@ pub struct Snapshot {
     pub repairs: Vec<RepairRow>,
     pub backlogs: Vec<Backlog>,
     pub nodes: Vec<NodeRecord>,
+    pub maintenance: Vec<MaintenanceRecord>,
     pub suspects: Vec<SuspectRow>,
     /// Collections whose pages come from one node: generation and node.
     pub pins: Vec<(Generation, String)>,
@@ -266,6 +276,12 @@ pub enum Change {
     ReleaseLease,
     /// Inserts or replaces.
     PutNode(NodeRecord),
+    /// Inserts or replaces.
+    PutMaintenance(MaintenanceRecord),
+    /// Nothing when the node is in service.
+    EndMaintenance {
+        node: String,
+    },
     /// Forgets the UUIDs of all collections on a node: it is not the server that had them.
     ForgetNodeIds {
         node: String,

@@ -8,7 +8,10 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::codec::{CodecError, StoredIntent, StoredPayload, text};
-use super::{Change, CollectionRecord, Commit, DatabaseRecord, Holder, LEASE, Lsn, NodeRecord, RepairRow, SuspectRow};
+use super::{
+    Change, CollectionRecord, Commit, DatabaseRecord, Holder, LEASE, Lsn, MaintenanceRecord, NodeRecord, RepairRow,
+    SuspectRow,
+};
 use crate::chroma::Generation;
 
 /// Bounds of one multi-row insert: rows, and bytes of bodies and lists of ids.
@@ -216,6 +219,7 @@ pub const BACKLOGS: &str = "SELECT node, generation, COUNT(*), CAST(SUM(body_byt
      MIN(created_at) FROM diptych_payload_rows GROUP BY node, generation ORDER BY node, generation";
 
 pub const NODES: &str = "SELECT node, marker, checkpoint FROM diptych_nodes ORDER BY node";
+pub const MAINTENANCE: &str = "SELECT node, since, who FROM diptych_maintenance ORDER BY node";
 pub const PINS: &str = "SELECT generation, node FROM diptych_read_pins";
 pub const SUSPECTS: &str = "SELECT id, node, generation, ids, step, due_at FROM diptych_suspects ORDER BY due_at, id";
 pub const LOW_WATER: &str = low_water!();
@@ -538,6 +542,12 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             marker,
             checkpoint,
         }) => run(PUT_NODE, vec![string(node), string(marker), Value::Int(*checkpoint)]),
+        Change::PutMaintenance(MaintenanceRecord { node, since, who }) => {
+            run(PUT_MAINTENANCE, vec![string(node), Value::Time(*since), string(who)]);
+        }
+        Change::EndMaintenance { node } => {
+            run("DELETE FROM diptych_maintenance WHERE node = $1", vec![string(node)]);
+        }
         Change::ForgetNodeIds { node } => {
             run(
                 "DELETE FROM diptych_collection_nodes WHERE node = $1",
@@ -573,6 +583,9 @@ const PARK_REPAIR: &str = "UPDATE diptych_repair_rows SET parked = $2 WHERE id =
 
 const PUT_NODE: &str = "INSERT INTO diptych_nodes (node, marker, checkpoint) VALUES ($1, $2, $3) \
      ON CONFLICT (node) DO UPDATE SET marker = excluded.marker, checkpoint = excluded.checkpoint";
+
+const PUT_MAINTENANCE: &str = "INSERT INTO diptych_maintenance (node, since, who) VALUES ($1, $2, $3) \
+     ON CONFLICT (node) DO UPDATE SET since = excluded.since, who = excluded.who";
 
 const PIN_READS: &str = "INSERT INTO diptych_read_pins (generation, node) VALUES ($1, $2) \
      ON CONFLICT (generation) DO UPDATE SET node = excluded.node";

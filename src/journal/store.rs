@@ -240,6 +240,9 @@ impl<B: Backend> Store<B> {
             repairs: B::fetch(&mut session, sql::ask(sql::REPAIRS)).await.map_err(refused)?,
             backlogs: B::fetch(&mut session, sql::ask(sql::BACKLOGS)).await.map_err(refused)?,
             nodes: B::fetch(&mut session, sql::ask(sql::NODES)).await.map_err(refused)?,
+            maintenance: B::fetch(&mut session, sql::ask(sql::MAINTENANCE))
+                .await
+                .map_err(refused)?,
             suspects: B::fetch(&mut session, sql::ask(sql::SUSPECTS)).await.map_err(refused)?,
             pins: B::fetch(&mut session, sql::ask(sql::PINS)).await.map_err(refused)?,
             low_water,

@@ -143,6 +143,9 @@ impl Core {
     /// Why not; it is tried again.
     pub async fn admit(self: &Arc<Self>, node: NodeIndex) -> Result<(), String> {
         let _one_at_a_time = self.admitting.lock().await;
+        if self.cluster.node(node).is_in_maintenance() {
+            return Err("it is in maintenance".to_owned());
+        }
         let read = self.read_identity(node).await?;
         let verdict = self.verdict(node, &read);
         let name = &self.cluster.node(node).name;

@@ -72,6 +72,9 @@ impl Core {
         {
             return Ok(());
         }
+        let Some(_under_way) = member.begin() else {
+            return Ok(());
+        };
         let written = within(&self.env, WRITE_LIMIT, member.write_checkpoint_over(&*held, mark));
         written
             .await

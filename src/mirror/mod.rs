@@ -14,6 +14,7 @@ mod cover;
 mod decide;
 mod discover;
 mod fan_out;
+mod maintenance;
 mod namespace;
 mod on_node;
 mod record;
@@ -45,6 +46,7 @@ pub use checkpoint::{keep_checkpoints, keep_intents};
 pub use cover::RepairWanted;
 pub use decide::{Circumstances, Cover, Decision, Doubt, Outcome, Payload, Reply, decide};
 pub use fan_out::{Ids, NodeAnswer};
+pub use maintenance::StaysIn;
 pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};
 pub use recover::recover;
 pub use suspects::keep_suspects;
@@ -210,6 +212,8 @@ pub struct Core {
     /// Commits of the catalog whose outcome is not known: while there are any, nothing may be built on what the catalog
     /// says.
     catalog_uncertain: AtomicU64,
+    /// Held while a node is taken out or back.
+    maintaining: tokio::sync::Mutex<()>,
     /// Held while a node is admitted: of two that are one server, the second is told apart.
     admitting: tokio::sync::Mutex<()>,
     /// Held while a marker or a checkpoint goes to the journal: an older one never overwrites a newer.
@@ -284,6 +288,7 @@ impl Core {
             repairing: repair::Repairing::default(),
             in_doubt: parking_lot::Mutex::default(),
             catalog_uncertain: AtomicU64::new(0),
+            maintaining: tokio::sync::Mutex::default(),
             admitting: tokio::sync::Mutex::default(),
             remembering: tokio::sync::Mutex::default(),
             settling: tokio::sync::Mutex::default(),
@@ -323,6 +328,11 @@ impl Core {
         for record in snapshot.nodes {
             if let Some(node) = core.cluster.index_of(&record.node) {
                 core.cluster.node(node).remember(&record.marker, record.checkpoint);
+            }
+        }
+        for record in snapshot.maintenance {
+            if let Some(node) = core.cluster.index_of(&record.node) {
+                core.cluster.set_maintenance(node, Some(record));
             }
         }
         for row in snapshot.suspects {

@@ -217,15 +217,21 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        ctx.end_attempt(&self.core);
-        let node = ctx.choose(&self.core, self.settings.consistency).await.ok_or_else(|| {
-            let status = ctx.last_failure.unwrap_or(503);
-            Error::explain(
-                ErrorType::HTTPStatus(status),
-                "no further node can serve this at the moment",
-            )
-        })?;
-        ctx.begin_attempt(&self.core, node);
+        let node = loop {
+            ctx.end_attempt(&self.core);
+            let node = ctx.choose(&self.core, self.settings.consistency).await.ok_or_else(|| {
+                let status = ctx.last_failure.unwrap_or(503);
+                Error::explain(
+                    ErrorType::HTTPStatus(status),
+                    "no further node can serve this at the moment",
+                )
+            })?;
+            ctx.begin_attempt(&self.core, node);
+            // Whoever takes it out now waits for this read; one that came too late goes elsewhere.
+            if !self.core.cluster.node(node).is_in_maintenance() {
+                break node;
+            }
+        };
         let Some(address) = self.core.cluster.node(node).address() else {
             self.core
                 .cluster

@@ -17,6 +17,7 @@ mod identity;
 mod lease;
 mod limits;
 mod log;
+mod maintenance;
 mod names;
 mod namespace;
 mod parked;

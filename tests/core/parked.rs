@@ -1,44 +1,15 @@
 //! What was given up on until someone decides: parked entries, and what an operator can do about them.
 
-use diptych::admin::{Admin, Guard};
 use diptych::journal::{Change, Commit, RepairKind};
-use http::{HeaderMap, Method};
-use prometheus::Registry;
-use serde_json::{Value, json};
+use http::Method;
+use serde_json::json;
 
-use crate::fakes::{A, ALWAYS, B, CommitFault, Fault, Stage, rows, seconds};
+use crate::fakes::{A, ALWAYS, B, CommitFault, Fault, Port, Stage, rows, seconds};
 
 const BROKEN: Fault = Fault::Answer(
     500,
     r#"{"error":"InternalError","message":"Error in compaction: it went wrong"}"#,
 );
-
-/// The admin port of a stage.
-struct Port(Admin);
-
-impl Port {
-    fn of(stage: &Stage) -> Self {
-        Self(Admin::new(stage.core.clone(), Registry::new(), Guard::Local))
-    }
-
-    async fn ask(&self, method: Method, path: &str) -> (u16, Value) {
-        let (path, query) = path
-            .split_once('?')
-            .map_or((path, None), |(path, query)| (path, Some(query)));
-        let answer = self.0.private(&method, path, query, &HeaderMap::new()).await;
-        (answer.status, serde_json::from_slice(&answer.body).expect("JSON"))
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let (status, value) = self.ask(Method::GET, path).await;
-        assert_eq!(status, 200, "{path}: {value}");
-        value
-    }
-
-    async fn post(&self, path: &str) -> (u16, Value) {
-        self.ask(Method::POST, path).await
-    }
-}
 
 /// B missed an entry of `c`, A lost `c` since: B is the only one that can have everything, and fails on that entry.
 async fn parked(times: usize) -> (Stage, Port, String) {

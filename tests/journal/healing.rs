@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::TimeDelta;
 use diptych::journal::{
-    Change, CollectionRecord, Commit, Intent, Journal, JournalError, Lsn, NodeRecord, PayloadRow, RepairKind,
-    RepairRow, Snapshot, SuspectRow, open,
+    Change, CollectionRecord, Commit, Intent, Journal, JournalError, Lsn, MaintenanceRecord, NodeRecord, PayloadRow,
+    RepairKind, RepairRow, Snapshot, SuspectRow, open,
 };
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
@@ -85,6 +85,27 @@ pub async fn repairs_keep_their_kind_and_are_parked(url: &str) {
         let parked: Vec<_> = found.iter().map(|row| row.parked.as_deref()).collect();
         assert_eq!(parked, [Some(ODD), None, None, None]);
     }
+}
+
+pub async fn maintenance_lasts_until_it_is_ended(url: &str) {
+    let (journal, term) = start(url).await;
+    let record = |node: &str, who: &str| MaintenanceRecord {
+        node: node.to_owned(),
+        since: now(),
+        who: who.to_owned(),
+    };
+    let (first, second) = (record(ODD, "alice"), record(ODD, ODD));
+    let put = |record: &MaintenanceRecord| vec![Change::PutMaintenance(record.clone())];
+    journal.commit(term, &put(&first)).await.unwrap();
+    assert_eq!(journal.load().await.unwrap().maintenance, [first]);
+    journal.commit(term, &put(&second)).await.unwrap();
+    journal.commit(term, &vec![Change::RemoveEverything]).await.unwrap();
+    assert_eq!(journal.load().await.unwrap().maintenance, [second]);
+    let end = |node: &str| vec![Change::EndMaintenance { node: node.to_owned() }];
+    journal.commit(term, &end("a")).await.unwrap();
+    assert_eq!(journal.load().await.unwrap().maintenance.len(), 1, "another node");
+    journal.commit(term, &end(ODD)).await.unwrap();
+    assert_eq!(journal.load().await.unwrap().maintenance, []);
 }
 
 pub async fn parked_rows_are_taken_up_or_dropped(url: &str) {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use diptych::chroma::Generation;
 use diptych::journal::{
     Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Holder, Intent, Journal, JournalError, Lease, Lsn,
-    NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
+    MaintenanceRecord, NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -35,6 +35,7 @@ struct Tables {
     databases: BTreeMap<(String, String), DatabaseRecord>,
     tenants: BTreeSet<String>,
     nodes: BTreeMap<String, NodeRecord>,
+    maintenance: BTreeMap<String, MaintenanceRecord>,
     suspects: BTreeMap<Uuid, SuspectRow>,
     pins: BTreeMap<Generation, String>,
     intents: BTreeMap<Lsn, Intent>,
@@ -252,6 +253,12 @@ impl Tables {
             Change::PutNode(record) => {
                 self.nodes.insert(record.node.clone(), record.clone());
             }
+            Change::PutMaintenance(record) => {
+                self.maintenance.insert(record.node.clone(), record.clone());
+            }
+            Change::EndMaintenance { node } => {
+                self.maintenance.remove(node);
+            }
             Change::ForgetNodeIds { node } => {
                 for record in self.collections.values_mut() {
                     record.node_ids.remove(node);
@@ -382,6 +389,7 @@ impl Journal for FakeJournal {
             repairs: tables.repairs,
             backlogs: backlogs.into_values().collect(),
             nodes: tables.nodes.into_values().collect(),
+            maintenance: tables.maintenance.into_values().collect(),
             suspects: tables.suspects.into_values().collect(),
             pins: tables.pins.into_iter().collect(),
             low_water: tables.low_water,

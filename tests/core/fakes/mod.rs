@@ -4,6 +4,7 @@ pub mod chroma;
 pub mod env;
 mod journal;
 mod node;
+mod port;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +28,7 @@ pub use chroma::Contents;
 pub use env::Rng;
 pub use journal::{CommitFault, FakeJournal};
 pub use node::{DISK_FULL, FakeNode, Fault, Gate, LOCKED, REFUSED};
+pub use port::Port;
 
 pub const A: NodeIndex = 0;
 pub const B: NodeIndex = 1;

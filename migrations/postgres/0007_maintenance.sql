@@ -1,0 +1,6 @@
+-- Nodes that an operator took out of service.
+CREATE TABLE diptych_maintenance (
+    node  TEXT PRIMARY KEY,
+    since TIMESTAMPTZ NOT NULL,
+    who   TEXT NOT NULL
+);
