@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
+use crate::admin::OPERATOR;
 use crate::cluster::{HttpNodeClient, NodeClient, NodeRequest, NodeResponse};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -32,23 +33,29 @@ pub async fn get(authority: &str, path: &str) -> Result<NodeResponse, String> {
     }
 }
 
-/// Asks for something that has to be allowed: with `token`, if there is one. Only on a runtime. What it asks for may
-/// take its time: there is no deadline beyond `limit`.
+/// How something is asked for.
+pub struct Asking<'a> {
+    pub token: Option<&'a str>,
+    /// Who asks.
+    pub operator: String,
+    /// There is no other deadline: what is asked for may take its time.
+    pub limit: Duration,
+}
+
+/// Asks for something that has to be allowed. Only on a runtime.
 ///
 /// # Errors
 /// Why there is no answer, in words.
-pub async fn call(
-    authority: &str,
-    method: Method,
-    path: &str,
-    token: Option<&str>,
-    limit: Duration,
-) -> Result<(u16, Bytes), String> {
+pub async fn call(authority: &str, method: Method, path: &str, asking: Asking<'_>) -> Result<(u16, Bytes), String> {
+    let Asking { token, operator, limit } = asking;
     let mut request = Request::builder()
         .method(method)
         .uri(format!("http://{authority}{path}"));
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    if let Ok(operator) = HeaderValue::try_from(operator) {
+        request = request.header(OPERATOR, operator);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();

@@ -6,7 +6,9 @@
 
 mod ask;
 mod check;
+mod client;
 mod dev;
+mod progress;
 mod run;
 mod server;
 mod shutdown;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use super::client::unreachable;
 use super::{Where, ask, run};
 use crate::config::NodeUrl;
 
@@ -43,7 +44,7 @@ fn answer(args: &Where) -> Result<(String, bytes::Bytes), String> {
     let authority = authority(args)?;
     let answer = ask::runtime()?
         .block_on(ask::get(&authority, "/status"))
-        .map_err(|reason| format!("No Diptych can be reached at {authority}: {reason}"))?;
+        .map_err(|reason| unreachable(&authority, &reason))?;
     if answer.status != 200 {
         return Err(format!(
             "{authority} answered {} to GET /status: is it a Diptych?",
@@ -78,12 +79,12 @@ pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn nodes(status: &Value) -> &[Value] {
+pub fn instances(status: &Value) -> &[Value] {
     status["instances"].as_array().map_or(&[], Vec::as_slice)
 }
 
 fn health(status: &Value) -> Health {
-    let nodes = nodes(status);
+    let nodes = instances(status);
     let healthy = |node: &&Value| node["healthy"] == true;
     if !nodes.iter().any(|node| healthy(&node)) {
         return Health::Unavailable;
@@ -115,8 +116,9 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
     );
     let head = ["NODE", "URL", "STATE", "IN SYNC", "PENDING", "OLDEST", "LAST ERROR"];
     let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(nodes(status).iter().map(|node| {
+    rows.extend(instances(status).iter().map(|node| {
         let state = match (node["healthy"].as_bool(), node["up"].as_bool()) {
+            _ if node["maintenance"].is_object() => "maintenance",
             (Some(true), _) => "up",
             (_, Some(true)) => "failing",
             _ => "down",
@@ -132,6 +134,20 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
         ]
     }));
     page.push_str(&table(&rows));
+    for node in instances(status) {
+        let maintenance = &node["maintenance"];
+        if maintenance.is_object() {
+            let _ = writeln!(
+                page,
+                "\n{} is in maintenance since {} by {}, {} requests under way there: diptych node ready {}",
+                text(&node["name"]),
+                age(&maintenance["since"], now),
+                text(&maintenance["who"]),
+                text(&node["in_flight"]),
+                text(&node["name"]),
+            );
+        }
+    }
     let log = &status["wal"];
     let _ = writeln!(
         page,

@@ -13,6 +13,7 @@ mod identity_of_nodes;
 mod journal_away;
 mod lease;
 mod limits;
+mod maintenance;
 mod mirror;
 mod namespace;
 mod operator;

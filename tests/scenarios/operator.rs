@@ -16,7 +16,7 @@ scenarios! {
 }
 
 /// `diptych` with these words, asking this cluster.
-fn diptych(cluster: &Cluster, words: &[&str]) -> Output {
+pub fn diptych(cluster: &Cluster, words: &[&str]) -> Output {
     let admin = format!("http://127.0.0.1:{}", cluster.diptych.admin_port);
     let mut command = Command::new(env!("CARGO_BIN_EXE_diptych"));
     command.args(words).args(["--url", &admin]);
@@ -26,7 +26,7 @@ fn diptych(cluster: &Cluster, words: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn ok(output: &Output) -> String {
+pub fn ok(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}{errors}");
@@ -34,12 +34,12 @@ fn ok(output: &Output) -> String {
 }
 
 #[track_caller]
-fn fails(output: &Output, part: &str) {
+pub fn fails(output: &Output, part: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && errors.contains(part), "{errors}");
 }
 
-fn value(output: &Output) -> Value {
+pub fn value(output: &Output) -> Value {
     serde_json::from_str(&ok(output)).expect("JSON")
 }
 
