@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod config;
 pub mod drain;
 pub mod env;
+pub mod events;
 pub mod fault;
 pub mod journal;
 pub mod lane;

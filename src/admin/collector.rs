@@ -36,6 +36,7 @@ struct Families {
     /// Without labels: a child is there from the start.
     replayed: IntCounterVec,
     failed_replays: IntCounterVec,
+    events_dropped: IntCounterVec,
     leader: IntGauge,
     term: IntGauge,
     available: IntGauge,
@@ -157,6 +158,10 @@ impl Families {
                 "diptych_failed_replays_total",
                 "Replays that a node answered with a failure.",
             )?,
+            events_dropped: counter(
+                "diptych_events_dropped_total",
+                "Events that could not be written down; nothing rests on them.",
+            )?,
             leader: gauge("diptych_leader", "1: no other proxy has taken over the log.")?,
             term: gauge("diptych_term", "Term of this process as the log's writer.")?,
             available: gauge("diptych_journal_up", "1: the journal answered last time, and is ours.")?,
@@ -204,6 +209,7 @@ impl Families {
             &self.divergent,
             &self.replayed,
             &self.failed_replays,
+            &self.events_dropped,
             &self.leader,
             &self.term,
             &self.available,
@@ -260,6 +266,7 @@ impl Families {
             &[],
             core.counters.failed_replays.load(Ordering::Relaxed),
         );
+        catch_up(&self.events_dropped, &[], core.events().dropped());
         self.leader.set((!core.log.is_fenced()).into());
         self.term.set(core.log.term());
         self.available.set(core.log.is_available().into());

@@ -6,6 +6,7 @@
 //! guarded (`guard`).
 
 mod collector;
+mod events;
 mod guard;
 mod serve;
 mod state;
@@ -23,6 +24,7 @@ use crate::chroma::Refusal;
 use crate::mirror::{Answer, Core};
 
 pub use collector::register;
+pub use events::keep_watch;
 pub use guard::Guard;
 pub use serve::AdminPort;
 

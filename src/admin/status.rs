@@ -183,6 +183,8 @@ pub fn status(core: &Core) -> Value {
         "repairs_by_kind": by_kind(core),
         "recovering_lanes": core.recovering(),
         "verified_at": verified_at(core).map_or(Value::Null, time),
+        "events": super::events::recent(core),
+        "events_dropped": core.events().dropped(),
         "total_repairs": states.iter().map(|state| state.repairs).sum::<u64>(),
     })
 }

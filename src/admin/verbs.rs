@@ -19,6 +19,7 @@ use crate::chroma::{Generation, Refusal};
 use crate::cluster::NodeIndex;
 use crate::drain::records_of;
 use crate::env::BoxFuture;
+use crate::events::{KEPT, Kind};
 use crate::journal::{Change, Commit, JournalError, PayloadRow};
 use crate::mirror::{Answer, Core, RepairWanted, Scope, StaysIn};
 use crate::repair::jobs::{self, Options, Sample};
@@ -52,24 +53,31 @@ pub enum Verb {
     Comparisons,
     Comparison(String),
     Resync,
+    Events,
 }
 
 impl Verb {
-    /// It does something, and is worth a line in the log.
-    fn changes(&self) -> bool {
-        use Verb::{AcceptNode, PauseDrain, Resync, RetryEntry, RetryRepair, SkipEntry, TakeBack, TakeOut, Verify};
-        matches!(
-            self,
-            RetryEntry(_)
-                | SkipEntry(_)
-                | RetryRepair(_)
-                | PauseDrain(_)
-                | AcceptNode(_)
-                | TakeOut(_)
-                | TakeBack(_)
-                | Verify
-                | Resync
-        )
+    /// It does something, and is worth an event: in the words of the command line.
+    fn deed(&self) -> Option<String> {
+        Some(match self {
+            Self::RetryEntry(id) => format!("wal retry {id}"),
+            Self::SkipEntry(id) => format!("wal skip {id}"),
+            Self::RetryRepair(id) => format!("repairs retry {id}"),
+            Self::PauseDrain(true) => "drain pause".to_owned(),
+            Self::PauseDrain(false) => "drain resume".to_owned(),
+            Self::AcceptNode(name) => format!("node accept {name}"),
+            Self::TakeOut(name) => format!("node maint {name}"),
+            Self::TakeBack(name) => format!("node ready {name}"),
+            Self::Verify => "verify".to_owned(),
+            Self::Resync => "resync".to_owned(),
+            Self::ParkedEntries
+            | Self::Entries
+            | Self::Entry(_)
+            | Self::Repairs
+            | Self::Comparisons
+            | Self::Comparison(_)
+            | Self::Events => return None,
+        })
     }
 }
 
@@ -92,6 +100,7 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
         ["verify"] => (Verb::Comparisons, true),
         ["verify", report] => (Verb::Comparison(id(report)), true),
         ["resync"] => (Verb::Resync, false),
+        ["events"] => (Verb::Events, true),
         ["drain", "pause"] => (Verb::PauseDrain(true), false),
         ["drain", "resume"] => (Verb::PauseDrain(false), false),
         _ => return None,
@@ -108,15 +117,31 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
     })
 }
 
-/// Carries a verb out on the core's runtime: the journal's connections live there, and whoever asked may hang up.
+/// Carries a verb out on the core's runtime: the journal's connections live there, and whoever asked may hang up. What
+/// it does is an event, with who asked for it and what became of it.
 pub async fn carry_out(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: &str) -> Answer {
     let (done, outcome) = tokio::sync::oneshot::channel();
     let (job, query, who) = (core.clone(), query.map(str::to_owned), who.to_owned());
-    if verb.changes() {
+    let deed = verb.deed();
+    let is_told = matches!(verb, Verb::TakeOut(_) | Verb::TakeBack(_));
+    if deed.is_some() {
         tracing::info!(?verb, query, who, "An operator asked for something.");
     }
     core.spawn_job(async move {
-        let _ = done.send(dispatch(&job, verb, query.as_deref(), who).await);
+        let outcome = dispatch(&job, verb, query.as_deref(), who.clone()).await;
+        // That a node was taken out or back is an event already.
+        if let Some(mut deed) = deed.filter(|_| outcome.is_err() || !is_told) {
+            // As it was asked for, in words that can be read.
+            for (key, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+                deed.push_str(&format!(" {key}={value}"));
+            }
+            match &outcome {
+                Ok(_) => deed.push_str(": done"),
+                Err(refusal) => deed.push_str(&format!(": refused: {}", refusal.message)),
+            }
+            job.events().record(Kind::Verb, None, Some(&who), deed);
+        }
+        let _ = done.send(outcome);
     });
     match outcome.await {
         Ok(Ok(value)) => Answer::json(200, value.to_string()),
@@ -149,6 +174,7 @@ fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: String) -> B
             Verb::Comparisons => Ok(json!({ "comparisons": core.repairing.reports() })),
             Verb::Comparison(id) => comparison(core, &id),
             Verb::Resync => resync(core, query).await,
+            Verb::Events => events(core, query).await,
             Verb::PauseDrain(paused) => {
                 core.drain_paused.store(paused, Ordering::SeqCst);
                 core.cluster.announce_change();
@@ -537,6 +563,34 @@ fn comparison(core: &Core, id: &str) -> Outcome {
     let found = core.repairing.report(parse_id(id)?);
     let report = found.ok_or_else(|| not_found(format!("There is no comparison {id} (any more).")))?;
     Ok(json!(report))
+}
+
+/// Events, newest first: `before` an id, of one `node`, of one `kind`.
+async fn events(core: &Arc<Core>, query: Option<&str>) -> Outcome {
+    let before = match parameter(query, "before") {
+        None => i64::MAX,
+        Some(text) => (text.parse()).map_err(|_| invalid(format!("before: `{text}` is not the id of an event")))?,
+    };
+    let limit = part(query)?.limit;
+    let node = match parameter(query, "node") {
+        Some(name) => Some(core.cluster.node(node_named(core, &name)?).name.clone()),
+        None => None,
+    };
+    let kind = parameter(query, "kind");
+    if let Some(kind) = &kind
+        && !Kind::ALL.iter().any(|known| known.label() == kind)
+    {
+        let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.label()).collect();
+        return Err(invalid(format!("kind: `{kind}` is none of {}", known.join(", "))));
+    }
+    let reach = if node.is_some() || kind.is_some() { KEPT } else { limit };
+    let found = core.log.journal().events(before, reach).await.map_err(no_log)?;
+    let wanted = found
+        .iter()
+        .filter(|event| node.is_none() || event.node == node)
+        .filter(|event| kind.as_ref().is_none_or(|kind| event.kind == *kind));
+    let shown: Vec<Value> = wanted.take(limit).map(super::events::shown).collect();
+    Ok(json!({ "events": shown, "dropped": core.events().dropped() }))
 }
 
 /// Has one collection on a node copied from another.

@@ -23,6 +23,7 @@ use crate::cluster::{Cluster, HttpNodeClient, Node, Thresholds, health_service};
 use crate::config::{Config, LogPayload};
 use crate::drain::{drain_node, keep_limits};
 use crate::env::{SharedEnv, TokioEnv};
+use crate::events::{Kind, keep_events};
 use crate::journal::{self, Log, Presence};
 use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
 use crate::proxy::{self, Proxy};
@@ -93,6 +94,16 @@ fn serve_until_signal(mut config: Config, upgrade: bool, at_end: &Once) -> Resul
         .build()
         .map_err(|error| format!("Cannot start the runtime: {error}."))?;
     let (core, cluster, env) = runtime.block_on(build_core(&config, &folder, &runtime))?;
+    let nodes: Vec<String> = (cluster.nodes().iter())
+        .map(|node| format!("{} http://{}", node.name, node.authority))
+        .collect();
+    let what = format!(
+        "Diptych {} started with the nodes {} and the log in {}",
+        env!("CARGO_PKG_VERSION"),
+        nodes.join(", "),
+        core.log.journal().describe()
+    );
+    core.events().record(Kind::Configuration, None, None, what);
     let registry = prometheus::default_registry().clone();
     let metrics = Arc::new(admin::register(&registry, &core).map_err(|error| error.to_string())?);
     let admin = Arc::new(Admin::new(core.clone(), registry, Guard::of(&config.admin)));
@@ -313,6 +324,8 @@ impl BackgroundService for Background {
                 .env
                 .spawn(Box::pin(repair::repair_node(self.core.clone(), node)));
         }
+        self.core.env.spawn(Box::pin(keep_events(self.core.events().clone())));
+        self.core.env.spawn(Box::pin(admin::keep_watch(self.core.clone())));
         self.core.env.spawn(Box::pin(keep_intents(self.core.clone())));
         let core = self.core.clone();
         self.core.env.spawn(Box::pin(async move {

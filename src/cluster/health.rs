@@ -37,6 +37,7 @@ use super::identity::{marker_path, parse_marker};
 use super::node::{Node, NodeIndex, Observed};
 use crate::chroma::node_path;
 use crate::env::{SharedEnv, within};
+use crate::events::Kind;
 use crate::journal::MaintenanceRecord;
 
 /// How long it may take to open the connection that is held.
@@ -456,6 +457,17 @@ impl Cluster {
             let up = alive && !out;
             if node.set_up(up, alive) {
                 changed = true;
+                match up {
+                    true => self
+                        .events()
+                        .record(Kind::NodeUp, Some(&node.name), None, "the node is up"),
+                    // Whoever took it out is told of elsewhere.
+                    false if out => {}
+                    false => {
+                        let why = node.last_error().unwrap_or_else(|| "its probes fail".to_owned());
+                        self.events().record(Kind::NodeDown, Some(&node.name), None, why);
+                    }
+                }
                 tracing::info!(
                     node = node.name,
                     up,

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::events::Events;
+
 pub use client::{Held, HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
 pub use health::{HealthService, Thresholds, health_service};
 pub use identity::{Identity, read_identity};
@@ -34,6 +36,7 @@ pub struct Cluster {
     concluding: parking_lot::Mutex<()>,
     admission: parking_lot::Mutex<Option<Arc<dyn Admission>>>,
     announced_settled: std::sync::atomic::AtomicBool,
+    events: Arc<Events>,
 }
 
 impl Cluster {
@@ -44,6 +47,7 @@ impl Cluster {
             concluding: parking_lot::Mutex::new(()),
             admission: parking_lot::Mutex::new(None),
             announced_settled: std::sync::atomic::AtomicBool::new(false),
+            events: Arc::default(),
         }
     }
 
@@ -54,6 +58,11 @@ impl Cluster {
 
     pub(super) fn admission(&self) -> Option<Arc<dyn Admission>> {
         self.admission.lock().clone()
+    }
+
+    /// What happened, for people.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     pub fn nodes(&self) -> &[Arc<Node>] {

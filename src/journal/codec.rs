@@ -12,8 +12,8 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Backlog, CollectionRecord, DatabaseRecord, Intent, JournalError, MaintenanceRecord, NodeRecord, PayloadRow,
-    RepairKind, RepairRow, Snapshot, SuspectRow,
+    Backlog, CollectionRecord, DatabaseRecord, EventRecord, Intent, JournalError, MaintenanceRecord, NodeRecord,
+    PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow,
 };
 use crate::chroma::{Generation, Op};
 
@@ -340,6 +340,17 @@ fn maintenance(row: &impl Columns) -> Result<MaintenanceRecord, CodecError> {
         node: untext(row.str(0)?),
         since: row.time(1)?,
         who: untext(row.str(2)?),
+    })
+}
+
+pub fn event(row: &impl Columns) -> Result<EventRecord, CodecError> {
+    Ok(EventRecord {
+        id: row.int(0)?,
+        at: row.time(1)?,
+        kind: untext(row.str(2)?),
+        node: row.opt_str(3)?.map(untext),
+        who: row.opt_str(4)?.map(untext),
+        what: untext(row.str(5)?),
     })
 }
 

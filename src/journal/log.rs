@@ -304,6 +304,14 @@ impl Log {
         }
     }
 
+    /// One attempt at something that nothing rests on: how it ends says nothing about whether the journal is there.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn commit_aside(&self, commit: &Commit) -> Result<(), JournalError> {
+        self.attempt(commit).await
+    }
+
     async fn attempt(&self, commit: &Commit) -> Result<(), JournalError> {
         let _steady = self.steady.read().await;
         if self.released.load(Ordering::SeqCst) {

@@ -149,6 +149,19 @@ pub struct NodeRecord {
     pub checkpoint: Lsn,
 }
 
+/// Something that happened, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Grows with the term of the writer, and within it.
+    pub id: i64,
+    pub at: DateTime<Utc>,
+    pub kind: String,
+    pub node: Option<String>,
+    /// Of what an operator did: who asked.
+    pub who: Option<String>,
+    pub what: String,
+}
+
 /// A node that an operator took out of service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaintenanceRecord {
@@ -282,6 +295,12 @@ pub enum Change {
     EndMaintenance {
         node: String,
     },
+    /// Nothing for ids that are there.
+    InsertEvents(Vec<EventRecord>),
+    /// Removes all but the last ones.
+    TrimEvents {
+        keep: usize,
+    },
     /// Forgets the UUIDs of all collections on a node: it is not the server that had them.
     ForgetNodeIds {
         node: String,
@@ -391,6 +410,8 @@ pub trait Journal: Send + Sync + 'static {
     async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError>;
     /// Parked rows, newest first.
     async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError>;
+    /// Events with an id below `before`, newest first.
+    async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError>;
     /// A read round trip: is it there?
     async fn ping(&self) -> Result<(), JournalError>;
     /// For people: backend and place, without credentials.

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::codec::{CodecError, StoredIntent, StoredPayload, text};
 use super::{
-    Change, CollectionRecord, Commit, DatabaseRecord, Holder, LEASE, Lsn, MaintenanceRecord, NodeRecord, RepairRow,
-    SuspectRow,
+    Change, CollectionRecord, Commit, DatabaseRecord, EventRecord, Holder, LEASE, Lsn, MaintenanceRecord, NodeRecord,
+    RepairRow, SuspectRow,
 };
 use crate::chroma::Generation;
 
@@ -347,6 +347,14 @@ pub fn parked(limit: usize) -> Statement {
     Statement::new(sql, vec![size(limit)])
 }
 
+/// See [`super::Journal::events`].
+pub fn events(before: i64, limit: usize) -> Statement {
+    Statement::new(
+        "SELECT id, at, kind, node, who, what FROM diptych_events WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        vec![Value::Int(before), size(limit)],
+    )
+}
+
 /// The insert of one payload row.
 pub fn insert_payload(row: StoredPayload) -> Statement {
     Statement::new(
@@ -548,6 +556,15 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
         Change::EndMaintenance { node } => {
             run("DELETE FROM diptych_maintenance WHERE node = $1", vec![string(node)]);
         }
+        Change::InsertEvents(events) => {
+            for event in events {
+                run(INSERT_EVENT, event_values(event));
+            }
+        }
+        Change::TrimEvents { keep } => run(
+            "DELETE FROM diptych_events WHERE id <= (SELECT id FROM diptych_events ORDER BY id DESC LIMIT 1 OFFSET $1)",
+            vec![size(*keep)],
+        ),
         Change::ForgetNodeIds { node } => {
             run(
                 "DELETE FROM diptych_collection_nodes WHERE node = $1",
@@ -587,6 +604,9 @@ const PUT_NODE: &str = "INSERT INTO diptych_nodes (node, marker, checkpoint) VAL
 const PUT_MAINTENANCE: &str = "INSERT INTO diptych_maintenance (node, since, who) VALUES ($1, $2, $3) \
      ON CONFLICT (node) DO UPDATE SET since = excluded.since, who = excluded.who";
 
+const INSERT_EVENT: &str = "INSERT INTO diptych_events (id, at, kind, node, who, what) \
+     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING";
+
 const PIN_READS: &str = "INSERT INTO diptych_read_pins (generation, node) VALUES ($1, $2) \
      ON CONFLICT (generation) DO UPDATE SET node = excluded.node";
 
@@ -614,6 +634,17 @@ fn repair_values(row: &RepairRow) -> Result<Vec<Value>, CodecError> {
         Value::Flag(row.reversible),
         opt_string(row.parked.as_deref()),
     ])
+}
+
+fn event_values(event: &EventRecord) -> Vec<Value> {
+    vec![
+        Value::Int(event.id),
+        Value::Time(event.at),
+        string(&event.kind),
+        opt_string(event.node.as_deref()),
+        opt_string(event.who.as_deref()),
+        string(&event.what),
+    ]
 }
 
 fn suspect_values(row: &SuspectRow) -> Result<Vec<Value>, CodecError> {

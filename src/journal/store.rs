@@ -20,7 +20,9 @@ use uuid::Uuid;
 
 use super::codec::{self, Columns, SnapshotRows, StoredPayload};
 use super::sql::{self, Dialect, Side, Statement, Step};
-use super::{Change, Commit, Holder, Intent, Journal, JournalError, Lease, Lsn, PayloadRow, SKEW, Snapshot};
+use super::{
+    Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lease, Lsn, PayloadRow, SKEW, Snapshot,
+};
 use crate::chroma::Generation;
 
 /// Deadline of a call, from asking for a connection to the answer.
@@ -369,6 +371,11 @@ impl<B: Backend> Journal for Store<B> {
 
     async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
         self.payload_rows(sql::parked(limit)).await
+    }
+
+    async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
+        let rows = within(CALL, self.question(sql::events(before, limit))).await?;
+        Ok(rows.iter().map(codec::event).collect::<Result<_, _>>()?)
     }
 
     async fn ping(&self) -> Result<(), JournalError> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::Core;
 use crate::cluster::NodeIndex;
 use crate::env::within;
+use crate::events::Kind;
 use crate::journal::{Change, MaintenanceRecord};
 
 /// How long one request waits for what is under way at the node.
@@ -57,6 +58,9 @@ impl Core {
                     return Err(reason);
                 }
                 self.cluster.set_maintenance(node, Some(record));
+                let what = "it was taken out of service";
+                self.events()
+                    .record(Kind::Maintenance, Some(&member.name), Some(who), what);
                 tracing::warn!(node = member.name, who, "The node is in maintenance.");
             }
         }
@@ -88,6 +92,12 @@ impl Core {
             return Err(StaysIn::NoLog);
         }
         self.cluster.set_maintenance(node, None);
+        self.events().record(
+            Kind::Ready,
+            Some(&member.name),
+            Some(who),
+            "it was taken back into service",
+        );
         tracing::warn!(node = member.name, who, "The node is taken back from maintenance.");
         Ok(true)
     }

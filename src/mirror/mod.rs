@@ -36,6 +36,7 @@ use crate::chroma::{BatchLimits, DeleteBody, Generation, Op, Piece, Shape};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::config::{Heal, WhenUnavailable};
 use crate::env::SharedEnv;
+use crate::events::{Events, Kind};
 use crate::journal::{Change, JournalError, Log, Lsn, RepairRow, SuspectRow};
 use crate::lane::{Entry, Exclusive, Lane, Pair, Shared};
 use crate::{lane, repair};
@@ -51,6 +52,9 @@ pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};
 pub use recover::recover;
 pub use suspects::keep_suspects;
 pub use unprotected::{Unprotected, keep_unprotected};
+
+/// Events of the past that `/status` begins with.
+const SHOWN_EVENTS: usize = 20;
 
 /// What the core is told about how to behave.
 #[derive(Debug, Clone)]
@@ -338,6 +342,17 @@ impl Core {
         for row in snapshot.suspects {
             core.suspects.lock().insert(row.id, row);
         }
+        // Nothing rests on them.
+        let last = core
+            .log
+            .journal()
+            .events(i64::MAX, SHOWN_EVENTS)
+            .await
+            .unwrap_or_default();
+        core.events().begin(core.env.clone(), core.log.clone(), last);
+        let holder = core.log.holder().unwrap_or("nobody").to_owned();
+        let what = format!("the log is written by {holder} (term {})", core.log.term());
+        core.events().record(Kind::Leader, None, None, what);
         core.log.found_low_water(snapshot.low_water);
         for (generation, node) in snapshot.pins {
             if let (Some(collection), Some(node)) =
@@ -349,6 +364,11 @@ impl Core {
         core.remember_in_doubt(snapshot.intents);
         core.cluster.set_admission(Arc::new(admit::Gate(Arc::downgrade(&core))));
         Ok(core)
+    }
+
+    /// What happened, for people.
+    pub fn events(&self) -> &Arc<Events> {
+        self.cluster.events()
     }
 
     pub(crate) fn find(&self, generation: Option<Generation>, node: &str) -> Option<(Scope, NodeIndex)> {

@@ -14,6 +14,7 @@ use super::verify::{IN_LANE, Pass, differing_object, pass};
 use super::{Trouble, is_paused};
 use crate::catalog::Collection;
 use crate::cluster::NodeIndex;
+use crate::events::Kind;
 use crate::journal::{Change, Commit, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
 
@@ -104,6 +105,11 @@ pub fn verify(core: &Arc<Core>, one: Option<Arc<Collection>>, options: Options) 
             its_core.repairing.put_report(report.clone());
         }
         report.finished_at = Some(its_core.env.wall());
+        let what = format!(
+            "{} collections, {} records compared: {} differ",
+            report.collections, report.records, report.differing
+        );
+        its_core.events().record(Kind::Verified, None, None, what);
         its_core.repairing.put_report(report);
     }));
     id

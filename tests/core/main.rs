@@ -7,6 +7,7 @@ mod combining;
 mod crashes;
 mod doubt;
 mod drain;
+mod events;
 #[allow(
     dead_code,
     unused_imports,

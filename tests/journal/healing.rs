@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::TimeDelta;
 use diptych::journal::{
-    Change, CollectionRecord, Commit, Intent, Journal, JournalError, Lsn, MaintenanceRecord, NodeRecord, PayloadRow,
-    RepairKind, RepairRow, Snapshot, SuspectRow, open,
+    Change, CollectionRecord, Commit, EventRecord, Intent, Journal, JournalError, Lsn, MaintenanceRecord, NodeRecord,
+    PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow, open,
 };
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
@@ -106,6 +106,32 @@ pub async fn maintenance_lasts_until_it_is_ended(url: &str) {
     assert_eq!(journal.load().await.unwrap().maintenance.len(), 1, "another node");
     journal.commit(term, &end(ODD)).await.unwrap();
     assert_eq!(journal.load().await.unwrap().maintenance, []);
+}
+
+pub async fn events_are_kept_in_order_and_bounded(url: &str) {
+    let (journal, term) = start(url).await;
+    let event = |id: i64| EventRecord {
+        id,
+        at: now(),
+        kind: "verb".to_owned(),
+        node: (id % 2 == 0).then(|| ODD.to_owned()),
+        who: (id % 3 == 0).then(|| ODD.to_owned()),
+        what: ODD.to_owned(),
+    };
+    let all: Vec<EventRecord> = (1..=9).map(event).collect();
+    let ids = |events: &[EventRecord]| events.iter().map(|event| event.id).collect::<Vec<_>>();
+    let insert = vec![Change::InsertEvents(all.clone())];
+    for _ in 0..2 {
+        journal.commit(term, &insert).await.unwrap();
+    }
+    let mut newest = all.clone();
+    newest.reverse();
+    assert_eq!(journal.events(i64::MAX, 100).await.unwrap(), newest);
+    assert_eq!(ids(&journal.events(5, 2).await.unwrap()), [4, 3]);
+    for (keep, left) in [(20, 9), (9, 9), (4, 4)] {
+        journal.commit(term, &vec![Change::TrimEvents { keep }]).await.unwrap();
+        assert_eq!(ids(&journal.events(i64::MAX, 100).await.unwrap()), ids(&newest[..left]));
+    }
 }
 
 pub async fn parked_rows_are_taken_up_or_dropped(url: &str) {

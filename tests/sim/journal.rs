@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use diptych::chroma::Generation;
-use diptych::journal::{Change, Commit, Holder, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
+use diptych::journal::{Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -215,6 +215,10 @@ impl Journal for SimJournal {
 
     async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
         self.tables.parked(limit).await
+    }
+
+    async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
+        self.tables.events(before, limit).await
     }
 
     async fn ping(&self) -> Result<(), JournalError> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use diptych::chroma::Generation;
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, Holder, Intent, Journal, JournalError, Lease, Lsn,
-    MaintenanceRecord, NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
+    Backlog, Change, CollectionRecord, Commit, DatabaseRecord, EventRecord, Holder, Intent, Journal, JournalError,
+    Lease, Lsn, MaintenanceRecord, NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -35,6 +35,7 @@ struct Tables {
     databases: BTreeMap<(String, String), DatabaseRecord>,
     tenants: BTreeSet<String>,
     nodes: BTreeMap<String, NodeRecord>,
+    events: BTreeMap<i64, EventRecord>,
     maintenance: BTreeMap<String, MaintenanceRecord>,
     suspects: BTreeMap<Uuid, SuspectRow>,
     pins: BTreeMap<Generation, String>,
@@ -259,6 +260,16 @@ impl Tables {
             Change::EndMaintenance { node } => {
                 self.maintenance.remove(node);
             }
+            Change::InsertEvents(events) => {
+                for event in events {
+                    self.events.entry(event.id).or_insert_with(|| event.clone());
+                }
+            }
+            Change::TrimEvents { keep } => {
+                while self.events.len() > *keep {
+                    self.events.pop_first();
+                }
+            }
             Change::ForgetNodeIds { node } => {
                 for record in self.collections.values_mut() {
                     record.node_ids.remove(node);
@@ -453,6 +464,18 @@ impl Journal for FakeJournal {
         let tables = self.tables.lock();
         let parked = tables.payloads.iter().rev().filter(|row| row.parked.is_some());
         Ok(parked.take(limit).cloned().collect())
+    }
+
+    async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
+        self.check()?;
+        let tables = self.tables.lock();
+        Ok(tables
+            .events
+            .range(..before)
+            .rev()
+            .take(limit)
+            .map(|(_, event)| event.clone())
+            .collect())
     }
 
     async fn ping(&self) -> Result<(), JournalError> {
