@@ -77,7 +77,7 @@ pub enum WhenUnavailable {
     Refuse,
 }
 
-/// Who brings back what a node has lost.
+/// Who makes a collection anew that a node cannot serve any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Heal {
