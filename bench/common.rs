@@ -36,6 +36,11 @@ pub fn record(id: &str, n: u64) -> Bytes {
 
 /// A temporary folder, two new nodes and a proxy before them.
 pub async fn start(name: &str, journal: Journal, seed: u64) -> (Cluster, PathBuf) {
+    start_with(name, journal, seed, Options::default()).await
+}
+
+/// The same with more settings; health checks are as they are by default.
+pub async fn start_with(name: &str, journal: Journal, seed: u64, options: Options) -> (Cluster, PathBuf) {
     let dir = process::root().join(name);
     std::fs::create_dir_all(&dir).expect("the temp folder");
     process::open_to_all(&dir);
@@ -47,7 +52,7 @@ pub async fn start(name: &str, journal: Journal, seed: u64) -> (Cluster, PathBuf
     };
     let options = Options {
         health: "{}".into(),
-        ..Options::default()
+        ..options
     };
     let cluster = stage.cluster_with(options).await;
     // The proxy is ready as soon as one node can serve; what is measured needs both.

@@ -5,6 +5,7 @@
 //! and must see that or a newer one. Nothing is retried: an error that a client sees is an error.
 #![allow(clippy::disallowed_methods, reason = "measures real servers in real time")]
 
+#[allow(dead_code, reason = "each of the benches uses a part of it")]
 mod common;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the scenarios use more of it")]
 #[path = "../tests/scenarios/harness/mod.rs"]

@@ -5,6 +5,7 @@
 //! changing order, and ratios are taken within a round, so that what else the machine does meets all arms alike.
 #![allow(clippy::disallowed_methods, reason = "measures real servers in real time")]
 
+#[allow(dead_code, reason = "each of the benches uses a part of it")]
 mod common;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the scenarios use more of it")]
 #[path = "../tests/scenarios/harness/mod.rs"]

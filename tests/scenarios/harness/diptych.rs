@@ -31,6 +31,8 @@ pub struct Diptych {
     process: Option<Process>,
     /// The fault point at which the next process dies.
     fault: Option<String>,
+    /// Another binary than the one of this build.
+    pub binary: Option<PathBuf>,
 }
 
 pub const HEALTH: &str = "{ interval: 200ms, timeout: 500ms, unhealthy_after: 2, healthy_after: 2 }";
@@ -66,11 +68,16 @@ impl Diptych {
             log: dir.join("diptych.log"),
             process: None,
             fault: None,
+            binary: None,
         }
     }
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("a running proxy").id()
     }
 
     /// What the process logged, over all its starts.
@@ -133,7 +140,12 @@ impl Diptych {
     }
 
     fn start_process(&mut self, more: &[&str]) -> Process {
-        let binary = std::env::var_os("DIPTYCH_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_diptych").into());
+        let other = self
+            .binary
+            .clone()
+            .map(PathBuf::into_os_string)
+            .or_else(|| std::env::var_os("DIPTYCH_TEST_BIN"));
+        let binary = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_diptych").into());
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(&self.file).args(more);
         command.current_dir(self.file.parent().expect("a folder"));

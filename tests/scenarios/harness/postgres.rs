@@ -185,7 +185,7 @@ impl Drop for Postgres {
 }
 
 /// A client or server program: `DIPTYCH_TEST_PG_BIN`, else the newest Debian package, else `PATH`.
-fn tool(name: &str) -> Command {
+pub fn tool(name: &str) -> Command {
     static BIN: OnceLock<Option<PathBuf>> = OnceLock::new();
     let bin = BIN.get_or_init(|| {
         if let Some(dir) = std::env::var_os("DIPTYCH_TEST_PG_BIN") {
