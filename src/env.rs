@@ -3,6 +3,7 @@
 //! Lane, mirror and drain never ask the operating system for these. They get an [`Env`], so that a test can run the
 //! whole core on virtual time, from one seed, and see the same run again.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -88,8 +89,15 @@ impl Env for TokioEnv {
     }
 
     fn random(&self) -> u64 {
-        let (high, _) = Uuid::new_v4().as_u64_pair();
-        high
+        thread_local! {
+            static STATE: Cell<u64> = Cell::new(Uuid::new_v4().as_u64_pair().0);
+        }
+        // splitmix64. Every read asks, and nothing secret hangs on it: the kernel is asked once for each thread.
+        let state = STATE.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        STATE.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::events::Events;
 pub use client::{Held, HttpNodeClient, NodeClient, NodeRequest, NodeResponse, SendError, StreamedResponse};
 pub use health::{HealthService, Thresholds, health_service};
 pub use identity::{Identity, read_identity};
-pub use node::{Node, NodeIndex, Socket};
+pub use node::{Node, NodeIndex, Ticket};
 
 /// Decides whether a node is the one it should be, and sees to it that what it may lack is known before it is up.
 #[async_trait]

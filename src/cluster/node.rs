@@ -5,8 +5,8 @@
 //! connection that is held lives over which it was asked who it is (design.md 9). It is up or down as a whole; whether
 //! it may serve one collection is a matter of that collection's state.
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -100,13 +100,36 @@ pub struct Node {
     surveyed: AtomicBool,
     /// What the journal remembers of it.
     remembered: Mutex<Option<(String, i64)>>,
-    sockets: Mutex<Vec<Arc<Socket>>>,
+    sockets: Mutex<Vec<Socket>>,
+    next_ticket: AtomicU64,
 }
 
-/// A duplicate of the socket of a read that is under way, so that a health flip can end it.
-pub struct Socket {
-    fd: OwnedFd,
-    done: AtomicBool,
+/// The socket of a read that is under way, so that a health flip can end it. It is not ours, and may be closed and its
+/// number given to another one at any time: the address tells.
+struct Socket {
+    ticket: u64,
+    fd: RawFd,
+    local: SocketAddr,
+}
+
+/// For [`Node::forget_socket`].
+#[derive(Debug)]
+pub struct Ticket(u64);
+
+impl Socket {
+    /// Ends the connection, if it is still the one that was meant.
+    fn shut_down(&self) {
+        // SAFETY: a number that is no descriptor of ours any more is an error or another file, and that is looked at.
+        let copy = unsafe { libc::fcntl(self.fd, libc::F_DUPFD_CLOEXEC, 0) };
+        if copy < 0 {
+            return;
+        }
+        // SAFETY: it was just made, and nobody else knows it. From here on it stays what it is.
+        let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(copy) });
+        if stream.local_addr().is_ok_and(|local| local == self.local) && stream.peer_addr().is_ok() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Node {
@@ -146,6 +169,7 @@ impl Node {
             surveyed: AtomicBool::new(false),
             remembered: Mutex::default(),
             sockets: Mutex::default(),
+            next_ticket: AtomicU64::new(0),
         }
     }
 
@@ -312,34 +336,26 @@ impl Node {
     }
 
     /// Remembers the socket of a read until [`Node::forget_socket`]; a health flip shuts it down, so that the read is
-    /// retried on another node instead of waiting for its timeout.
-    pub fn remember_socket(&self, fd: std::os::fd::BorrowedFd<'_>) -> Option<Arc<Socket>> {
-        let socket = Arc::new(Socket {
-            fd: fd.try_clone_to_owned().ok()?,
-            done: AtomicBool::new(false),
-        });
-        self.sockets.lock().push(socket.clone());
+    /// retried on another node instead of waiting for its timeout. `local` is our end of its connection.
+    pub fn remember_socket(&self, fd: RawFd, local: SocketAddr) -> Ticket {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        self.sockets.lock().push(Socket { ticket, fd, local });
         if !*self.alive.borrow() {
             self.cut_reads();
         }
-        Some(socket)
+        Ticket(ticket)
     }
 
-    pub fn forget_socket(&self, socket: &Arc<Socket>) {
-        socket.done.store(true, Ordering::Relaxed);
+    pub fn forget_socket(&self, ticket: &Ticket) {
         let mut sockets = self.sockets.lock();
-        if let Some(position) = sockets.iter().position(|other| Arc::ptr_eq(other, socket)) {
+        if let Some(position) = sockets.iter().position(|socket| socket.ticket == ticket.0) {
             sockets.swap_remove(position);
         }
     }
 
     fn cut_reads(&self) {
-        use std::os::fd::AsRawFd;
         for socket in self.sockets.lock().drain(..) {
-            if !socket.done.load(Ordering::Relaxed) {
-                // SAFETY: the descriptor is open: `socket` owns it.
-                unsafe { libc::shutdown(socket.fd.as_raw_fd(), libc::SHUT_RDWR) };
-            }
+            socket.shut_down();
         }
     }
 }

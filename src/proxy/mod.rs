@@ -11,7 +11,6 @@ mod lookups;
 mod plan;
 mod writes;
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +21,10 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use uuid::Uuid;
 
 use crate::admin::Admin;
+use crate::catalog::Collection;
 use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, replace_uuid, translate};
 use crate::config::Consistency;
 use crate::metrics::Metrics;
@@ -83,16 +84,8 @@ impl Proxy {
 
     /// Finds the collection of a read that Pingora will stream; an answer means that it will not.
     async fn plan_read(&self, target: &Target) -> Result<std::result::Result<Plan, Answer>> {
-        let known = match &target.segment {
-            Segment::Id(id) => self
-                .core
-                .catalog
-                .by_id(*id)
-                .filter(|collection| !collection.is_deleted()),
-            Segment::Name(name) => self.core.catalog.by_name(&target.tenant, &target.database, name),
-        };
         let span = target.span.clone();
-        if let Some(collection) = known {
+        if let Some(collection) = self.known(target) {
             return Ok(Ok(Plan::Records { collection, span }));
         }
         let (core, target) = (self.core.clone(), target.clone());
@@ -106,6 +99,44 @@ impl Proxy {
             Ok(writes::Resolved::Nowhere(id)) => Err(Answer::no_such_collection(id)),
             Err(answer) => Err(answer),
         })
+    }
+
+    /// Whether this is a read of records of a known collection, small enough to be streamed: by far the most requests
+    /// are. Its plan is made then, without a wait; all else is for [`Proxy::route`].
+    fn is_plain_read(&self, session: &Session, ctx: &mut Ctx) -> bool {
+        let header = session.req_header();
+        let Ok(raw) = std::str::from_utf8(header.raw_path()) else {
+            return false;
+        };
+        let path = raw.split_once('?').map_or(raw, |(path, _)| path);
+        if !path.starts_with("/api/") || exchange::body_may_exceed(session, RETRYABLE_BODY) {
+            return false;
+        }
+        let route = classify(&header.method, path);
+        let Route::RecordRead { target, .. } = &route else {
+            return false;
+        };
+        if target.tenant == OWN_TENANT {
+            return false;
+        }
+        let Some(collection) = self.known(target) else {
+            return false;
+        };
+        ctx.label = route.label();
+        ctx.plan = Plan::Records {
+            collection,
+            span: target.span.clone(),
+        };
+        true
+    }
+
+    /// The collection, if the catalog has it.
+    fn known(&self, target: &Target) -> Option<Arc<Collection>> {
+        let catalog = &self.core.catalog;
+        match &target.segment {
+            Segment::Id(id) => catalog.by_id(*id).filter(|collection| !collection.is_deleted()),
+            Segment::Name(name) => catalog.by_name(&target.tenant, &target.database, name),
+        }
     }
 
     /// Decides what to do with a request: stream it or answer it here.
@@ -203,7 +234,11 @@ impl ProxyHttp for Proxy {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        match self.route(session, ctx).await? {
+        if self.is_plain_read(session, ctx) {
+            return Ok(false);
+        }
+        // In a box: it is large, and every read would carry the room for it.
+        match Box::pin(self.route(session, ctx)).await? {
             Next::Stream => Ok(false),
             Next::Answered => Ok(true),
             Next::Answer(answer) => {
@@ -256,13 +291,13 @@ impl ProxyHttp for Proxy {
         _reused: bool,
         _peer: &HttpPeer,
         fd: std::os::fd::RawFd,
-        _digest: Option<&pingora::protocols::Digest>,
+        digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if let Some(node) = ctx.node {
-            // SAFETY: Pingora holds the connection open during this call.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            ctx.socket = self.core.cluster.node(node).remember_socket(fd);
+        // Pingora asks the kernel for it once for each connection.
+        let local = digest.and_then(|digest| digest.socket_digest.as_ref()?.local_addr()?.as_inet());
+        if let (Some(node), Some(local)) = (ctx.node, local) {
+            ctx.socket = Some(self.core.cluster.node(node).remember_socket(fd, *local));
         }
         Ok(())
     }
@@ -276,8 +311,13 @@ impl ProxyHttp for Proxy {
         if let (Plan::Records { collection, span }, Some(node)) = (&ctx.plan, ctx.node)
             && let Some(id) = collection.node_id(node)
         {
-            let raw = String::from_utf8_lossy(request.raw_path()).into_owned();
-            request.set_raw_path(translate(&raw, span.clone(), id).as_bytes())?;
+            let raw = String::from_utf8_lossy(request.raw_path());
+            let mut buffer = Uuid::encode_buffer();
+            // Often it is there already: clients know the collection by its UUID on one of the nodes.
+            if raw.get(span.clone()) != Some(&*id.hyphenated().encode_lower(&mut buffer)) {
+                let translated = translate(&raw, span.clone(), id);
+                request.set_raw_path(translated.as_bytes())?;
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use uuid::Uuid;
 
 use crate::catalog::Collection;
-use crate::cluster::{NodeIndex, Socket};
+use crate::cluster::{NodeIndex, Ticket};
 use crate::config::Consistency;
 use crate::metrics::InFlight;
 use crate::mirror::Core;
@@ -37,7 +37,7 @@ pub struct Ctx {
     pub label: &'static str,
     pub plan: Plan,
     pub node: Option<NodeIndex>,
-    pub socket: Option<Arc<Socket>>,
+    pub socket: Option<Ticket>,
     /// Exchange this UUID for that one in the answer's body.
     pub rewrite: Option<(Uuid, Uuid)>,
     pub held: BytesMut,
@@ -94,7 +94,8 @@ impl Ctx {
         if nodes.is_empty()
             && let Plan::Records { collection, .. } = &self.plan
         {
-            core.usable_or_drained(collection).await;
+            // In a box: it is large, and every read would carry the room for it.
+            Box::pin(core.usable_or_drained(collection)).await;
             nodes = self.candidates(core, consistency);
         }
         if let Plan::Records { collection, .. } = &self.plan
