@@ -17,6 +17,7 @@ use super::tools::Part;
 use crate::catalog::Collection;
 use crate::chroma::{Generation, Refusal};
 use crate::cluster::NodeIndex;
+use crate::config::nearest;
 use crate::drain::records_of;
 use crate::env::BoxFuture;
 use crate::events::{KEPT, Kind};
@@ -54,6 +55,8 @@ pub enum Verb {
     Comparison(String),
     Resync,
     Events,
+    Mappings,
+    Mapping(String),
 }
 
 impl Verb {
@@ -76,7 +79,9 @@ impl Verb {
             | Self::Repairs
             | Self::Comparisons
             | Self::Comparison(_)
-            | Self::Events => return None,
+            | Self::Events
+            | Self::Mappings
+            | Self::Mapping(_) => return None,
         })
     }
 }
@@ -101,6 +106,8 @@ pub fn find(method: &Method, path: &str) -> Option<Result<Verb, &'static str>> {
         ["verify", report] => (Verb::Comparison(id(report)), true),
         ["resync"] => (Verb::Resync, false),
         ["events"] => (Verb::Events, true),
+        ["mappings"] => (Verb::Mappings, true),
+        ["mappings", name] => (Verb::Mapping(id(name)), true),
         ["drain", "pause"] => (Verb::PauseDrain(true), false),
         ["drain", "resume"] => (Verb::PauseDrain(false), false),
         _ => return None,
@@ -175,6 +182,8 @@ fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: String) -> B
             Verb::Comparison(id) => comparison(core, &id),
             Verb::Resync => resync(core, query).await,
             Verb::Events => events(core, query).await,
+            Verb::Mappings => mappings(core, query),
+            Verb::Mapping(name) => Ok(mapping(core, &*collection_named(core, query, &decoded(&name))?)),
             Verb::PauseDrain(paused) => {
                 core.drain_paused.store(paused, Ordering::SeqCst);
                 core.cluster.announce_change();
@@ -309,7 +318,11 @@ fn lanes(core: &Core, query: Option<&str>) -> Result<Vec<(NodeIndex, Option<Gene
 fn node_named(core: &Core, name: &str) -> Result<NodeIndex, Refusal> {
     core.cluster.index_of(name).ok_or_else(|| {
         let names: Vec<&str> = core.cluster.nodes().iter().map(|node| node.name.as_str()).collect();
-        not_found(format!("There is no node {name}; there are {}.", names.join(", ")))
+        let meant = nearest(name, &names).map_or(String::new(), |meant| format!(" Did you mean {meant}?"));
+        not_found(format!(
+            "There is no node {name}; there are {}.{meant}",
+            names.join(", ")
+        ))
     })
 }
 
@@ -320,7 +333,20 @@ fn collection_named(core: &Core, query: Option<&str>, text: &str) -> Result<Arc<
     let database = parameter(query, "database").unwrap_or_else(|| "default_database".to_owned());
     by_id
         .or_else(|| core.catalog.by_name(&tenant, &database, text))
-        .ok_or_else(|| not_found(format!("There is no collection {text} in {tenant}/{database}.")))
+        .ok_or_else(|| {
+            let living = core.catalog.all();
+            let facts: Vec<_> = living
+                .iter()
+                .filter(|one| !one.is_deleted())
+                .map(|one| one.facts())
+                .collect();
+            let here = facts
+                .iter()
+                .filter(|facts| facts.tenant == tenant && facts.database == database);
+            let names: Vec<&str> = here.map(|facts| facts.name.as_str()).collect();
+            let meant = nearest(text, &names).map_or(String::new(), |meant| format!(" Did you mean {meant}?"));
+            not_found(format!("There is no collection {text} in {tenant}/{database}.{meant}"))
+        })
 }
 
 async fn entries(core: &Arc<Core>, query: Option<&str>) -> Outcome {
@@ -563,6 +589,52 @@ fn comparison(core: &Core, id: &str) -> Outcome {
     let found = core.repairing.report(parse_id(id)?);
     let report = found.ok_or_else(|| not_found(format!("There is no comparison {id} (any more).")))?;
     Ok(json!(report))
+}
+
+/// A segment of a path, as the command line writes it.
+fn decoded(segment: &str) -> String {
+    let spaced = segment.replace('+', " ");
+    percent_encoding::percent_decode_str(&spaced)
+        .decode_utf8_lossy()
+        .into_owned()
+}
+
+/// Which UUID each collection has on each node, newest first.
+fn mappings(core: &Arc<Core>, query: Option<&str>) -> Outcome {
+    let part = part(query)?;
+    let mut living = core.catalog.all();
+    living.retain(|collection| !collection.is_deleted());
+    let shown: Vec<Value> = (living.iter().rev().skip(part.offset).take(part.limit))
+        .map(|collection| mapping(core, collection))
+        .collect();
+    Ok(json!({ "mappings": shown, "total": living.len() }))
+}
+
+fn mapping(core: &Core, collection: &Collection) -> Value {
+    let facts = collection.facts();
+    let nodes: Vec<Value> = (core.cluster.nodes().iter())
+        .map(|node| {
+            let pair = &collection.pairs[node.index];
+            json!({
+                "name": node.name,
+                "id": collection.node_id(node.index),
+                "in_sync": collection.in_sync(node.index),
+                "pending_writes": pair.pending(),
+                "repairs": pair.repairs(),
+            })
+        })
+        .collect();
+    let complete = facts.node_ids.iter().all(Option::is_some);
+    json!({
+        "name": facts.name,
+        "tenant": facts.tenant,
+        "database": facts.database,
+        "id": collection.client_id,
+        "status": if complete { "complete" } else { "partial" },
+        "created_at": time(collection.created_at),
+        "updated_at": time(facts.updated_at),
+        "nodes": nodes,
+    })
 }
 
 /// Events, newest first: `before` an id, of one `node`, of one `kind`.

@@ -8,6 +8,8 @@ mod ask;
 mod check;
 mod client;
 mod dev;
+mod health;
+mod manual;
 mod progress;
 mod run;
 mod server;
@@ -41,7 +43,9 @@ enum Command {
     /// Start two local Chroma servers, an embedded log and the proxy; stop all of it with Ctrl-C.
     Dev(DevArgs),
     /// Show how the nodes of a running Diptych are. Exit code: 0 healthy, 1 degraded, 2 unavailable or unreachable.
-    Status(Where),
+    Status(status::StatusArgs),
+    /// One line for monitoring and containers. Exit code: 0 ok, 1 warning, 2 critical, 3 unknown.
+    Health(health::HealthArgs),
     /// What the log keeps for nodes that are away, and what was parked.
     #[command(subcommand)]
     Wal(verbs::Wal),
@@ -51,13 +55,26 @@ enum Command {
     /// Hold or wait for the work that brings nodes back in step.
     #[command(subcommand)]
     Drain(verbs::Drain),
-    /// Decide about a node.
+    /// Take a node out of service and back, or decide about it.
     #[command(subcommand)]
     Node(verbs::NodeVerb),
     /// Compare the nodes, record by record. Exit code: 0 equal, 1 not.
     Verify(verbs::VerifyArgs),
     /// Copy a collection to a node from another.
     Resync(verbs::ResyncArgs),
+    /// What happened: nodes that went down and came back, what operators did.
+    Events(verbs::EventsArgs),
+    /// Which UUID a collection has on which node.
+    #[command(subcommand)]
+    Mapping(verbs::Mapping),
+    /// Print what makes a shell complete these commands.
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page, or write all of them.
+    Man {
+        /// Write a page for each command into this folder.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Print the JSON schema of the configuration file.
     Schema,
 }
@@ -108,7 +125,14 @@ struct Where {
 
 /// Parses the command line and carries it out.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        if error.use_stderr() && std::env::args().nth(1).as_deref() == Some("health") {
+            let _ = error.print();
+            std::process::exit(health::UNKNOWN.into());
+        }
+        error.exit()
+    });
+    match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check { config } => check::check(config.as_deref()),
         Command::Dev(args) => dev::dev(&args),
@@ -119,6 +143,11 @@ pub fn main() -> ExitCode {
         Command::Node(verb) => verbs::node(&verb),
         Command::Verify(args) => verbs::verify(&args),
         Command::Resync(args) => verbs::resync(&args),
+        Command::Health(args) => health::health(&args),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::man(dir.as_deref()),
+        Command::Events(args) => verbs::events(&args),
+        Command::Mapping(verb) => verbs::mapping(&verb),
         Command::Schema => {
             println!("{:#}", crate::config::json_schema());
             ExitCode::SUCCESS

@@ -100,6 +100,11 @@ impl Waiting {
     }
 }
 
+/// Until the next look, where there is nothing to show.
+pub fn pause() {
+    std::thread::sleep(POLL);
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.end();

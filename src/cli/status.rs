@@ -1,15 +1,22 @@
 //! `diptych status`: how the nodes of a running Diptych are.
 
 use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use clap::Args;
 use serde_json::Value;
 
 use super::client::unreachable;
+use super::verbs::line;
 use super::{Where, ask, run};
 use crate::config::NodeUrl;
+
+/// Events that the page shows.
+const EVENTS: usize = 5;
 
 pub const DEFAULT: &str = "http://127.0.0.1:8900";
 
@@ -21,8 +28,39 @@ enum Health {
     Unavailable = 2,
 }
 
+/// `diptych status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show it anew every so many seconds, until Ctrl-C.
+    #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    watch: Option<u64>,
+    #[command(flatten)]
+    at: Where,
+}
+
 /// Asks and prints.
-pub fn status(args: &Where) -> ExitCode {
+pub fn status(args: &StatusArgs) -> ExitCode {
+    match args.watch {
+        None => once(&args.at),
+        Some(seconds) => watch(&args.at, Duration::from_secs(seconds)),
+    }
+}
+
+/// A page in the place of the one before, on a terminal; elsewhere, and as JSON, one after the other.
+fn watch(args: &Where, pause: Duration) -> ExitCode {
+    let in_place = std::io::stdout().is_terminal() && !args.json;
+    loop {
+        if in_place {
+            print!("\x1b[H\x1b[2J");
+        }
+        let _ = once(args);
+        let _ = std::io::stdout().flush();
+        std::thread::sleep(pause);
+    }
+}
+
+fn once(args: &Where) -> ExitCode {
     match answer(args) {
         Ok((authority, text)) => {
             let status: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -40,7 +78,7 @@ pub fn status(args: &Where) -> ExitCode {
     }
 }
 
-fn answer(args: &Where) -> Result<(String, bytes::Bytes), String> {
+pub fn answer(args: &Where) -> Result<(String, bytes::Bytes), String> {
     let authority = authority(args)?;
     let answer = ask::runtime()?
         .block_on(ask::get(&authority, "/status"))
@@ -202,9 +240,16 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
             text(&lane["repairs"]),
         );
     }
+    let events = status["events"].as_array().map_or(&[][..], Vec::as_slice);
     let total = status["total_not_in_sync"].as_u64().unwrap_or_default();
     if total > open.len() as u64 {
         let _ = writeln!(page, "... {total} in all");
+    }
+    if !events.is_empty() {
+        page.push_str("\nlast events:\n");
+        for event in events.iter().take(EVENTS).rev() {
+            page.push_str(&line(event));
+        }
     }
     page
 }

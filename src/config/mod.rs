@@ -41,6 +41,8 @@ pub use self::sections::{
     Admin, Consistency, DatabaseName, Drain, Heal, Health, Listen, Log, LogFormat, LogPayload, Namespace, NodeConfig,
     Reads, Repair, Verify, Wal, WhenUnavailable, Writes,
 };
+pub use self::suggest::nearest;
+pub use self::units::parse_duration;
 pub use self::validate::{Problem, Severity};
 pub use self::variables::Lookup;
 

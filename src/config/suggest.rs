@@ -4,14 +4,19 @@
 pub(super) fn did_you_mean(written: &str, names: &[&str]) -> String {
     const FEW: usize = 12;
     let lower = written.to_ascii_lowercase().replace('-', "_");
-    let nearest = names.iter().map(|name| (distance(&lower, name), *name)).min();
-    match nearest {
-        Some((distance, name)) if distance <= 1.max(name.len().min(written.len()) / 3) => {
-            format!("; did you mean `{name}`?")
-        }
+    match nearest(&lower, names) {
+        Some(name) => format!("; did you mean `{name}`?"),
         _ if names.is_empty() || names.len() > FEW => String::new(),
         _ => format!("; known here: `{}`", names.join("`, `")),
     }
+}
+
+/// The nearest name, if it is near enough to be meant.
+pub fn nearest<'a>(written: &str, names: &[&'a str]) -> Option<&'a str> {
+    let nearest = names.iter().map(|name| (distance(written, name), *name)).min();
+    nearest
+        .filter(|(distance, name)| *distance <= 1.max(name.len().min(written.len()) / 3))
+        .map(|(_, name)| name)
 }
 
 /// Edits between two names, a swap of neighbours counted as one (optimal string alignment).

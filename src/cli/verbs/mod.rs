@@ -1,6 +1,8 @@
 //! What an operator looks into and does: over the admin address of a running Diptych, like everybody else.
 
 mod drain;
+mod events;
+mod mapping;
 mod node;
 mod repairs;
 mod resync;
@@ -15,6 +17,8 @@ use serde_json::Value;
 use url::form_urlencoded::Serializer;
 
 pub use drain::{Drain, drain};
+pub use events::{EventsArgs, events, line};
+pub use mapping::{Mapping, mapping};
 pub use node::{NodeVerb, node};
 pub use repairs::{Repairs, repairs};
 pub use resync::{ResyncArgs, resync};
