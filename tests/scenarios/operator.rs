@@ -13,6 +13,9 @@ scenarios! {
     the_command_line_shows_and_steers_the_log: sqlite;
     a_comparison_names_what_differs_and_mends_it_if_told: sqlite;
     verbs_are_on_the_admin_port_alone: sqlite;
+    what_is_printed_has_the_documented_shape: sqlite;
+    errors_say_what_to_do: sqlite;
+    the_health_check_speaks_to_machines: sqlite;
 }
 
 /// `diptych` with these words, asking this cluster.
@@ -189,4 +192,162 @@ async fn verbs_are_on_the_admin_port_alone(stage: Stage) {
         .expect("an answer");
     assert_eq!(answer.status, 403, "a page of another site");
     assert_eq!(cluster.diptych.status().await["wal"]["drain_paused"], false);
+}
+
+/// The shapes of docs/cli.md, by verb.
+fn documented() -> Vec<(String, Value)> {
+    let page = include_str!("../../docs/cli.md");
+    let sections = page.split("\n## `").skip(1);
+    let shapes = sections.map(|section| {
+        let (verb, rest) = section.split_once('`').expect("the verb");
+        let (_, json) = rest.split_once("```json\n").expect("a shape");
+        let (json, _) = json.split_once("```").expect("its end");
+        let value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{verb}: {error}"));
+        (verb.to_owned(), value)
+    });
+    shapes.collect()
+}
+
+/// The same fields with the same types; `null` stands for what is not known.
+fn assert_shape(at: &str, documented: &Value, printed: &Value) {
+    match (documented, printed) {
+        (Value::Null, _) | (_, Value::Null) => {}
+        (Value::Object(documented), Value::Object(printed)) => {
+            let keys =
+                |of: &serde_json::Map<String, Value>| of.keys().cloned().collect::<std::collections::BTreeSet<_>>();
+            assert_eq!(keys(documented), keys(printed), "{at}");
+            for (key, value) in documented {
+                assert_shape(&format!("{at}.{key}"), value, &printed[key]);
+            }
+        }
+        (Value::Array(documented), Value::Array(printed)) => {
+            if let Some(first) = documented.first() {
+                assert!(!printed.is_empty(), "{at} shows nothing to compare");
+                for value in printed {
+                    assert_shape(at, first, value);
+                }
+            }
+        }
+        (Value::String(_), Value::String(_))
+        | (Value::Number(_), Value::Number(_))
+        | (Value::Bool(_), Value::Bool(_)) => {}
+        _ => panic!("{at}: {documented} is documented, {printed} is printed"),
+    }
+}
+
+async fn what_is_printed_has_the_documented_shape(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let mut writer = Writer::new(&cluster).await;
+    writer.acked(5).await;
+    cluster.diptych.wait_drained().await;
+    cluster.down(Side::B).await;
+    writer.acked(3).await;
+    let listed = value(&diptych(&cluster, &["wal", "list", "--json"]));
+    let entry = listed["entries"][0]["id"].as_str().expect("an id").to_owned();
+    let mut shapes = documented();
+    assert!(shapes.len() >= 14, "{shapes:?}");
+    let mut check = |cluster: &Cluster, verb: &str, words: &[&str]| {
+        let position = shapes.iter().position(|(name, _)| name == verb);
+        let (_, shape) = shapes.remove(position.unwrap_or_else(|| panic!("{verb} is not documented")));
+        let verb: Vec<&str> = verb.split(' ').collect();
+        let output = diptych(cluster, &[&verb, words, &["--json"]].concat());
+        let printed = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{verb:?}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
+        assert_shape(&verb.join(" "), &shape, &printed);
+    };
+    check(&cluster, "status", &[]);
+    check(&cluster, "health", &[]);
+    check(&cluster, "wal list", &[]);
+    check(&cluster, "wal show", &[&entry]);
+    check(&cluster, "repairs list", &[]);
+    check(&cluster, "mapping list", &[]);
+    check(&cluster, "mapping show", &["records"]);
+    check(&cluster, "events", &[]);
+    cluster.b.restart().await;
+    check(&cluster, "drain wait", &["--timeout", "60"]);
+    check(&cluster, "drain pause", &[]);
+    ok(&diptych(&cluster, &["drain", "resume"]));
+    check(&cluster, "node maint", &["replica", "--wait", "60"]);
+    check(&cluster, "node ready", &["replica", "--wait", "60"]);
+    check(&cluster, "verify", &[]);
+    let words = [
+        "--collection",
+        "records",
+        "--node",
+        "replica",
+        "--from",
+        "primary",
+        "--yes",
+    ];
+    check(&cluster, "resync", &words);
+    assert!(shapes.is_empty(), "not looked at: {shapes:?}");
+    writer.check(&cluster).await;
+}
+
+async fn errors_say_what_to_do(stage: Stage) {
+    use crate::harness::cluster::Options;
+    let cluster = stage
+        .cluster_with(Options::default().extra("listen_status: true\n"))
+        .await;
+    cluster.api.collection("records").await;
+    let replcia = diptych(&cluster, &["node", "maint", "replcia"]);
+    fails(
+        &replcia,
+        "There is no node replcia; there are primary, replica. Did you mean replica?",
+    );
+    fails(
+        &diptych(&cluster, &["mapping", "show", "recrods"]),
+        "There is no collection recrods in default_tenant/default_database. Did you mean records?",
+    );
+    let nowhere = Command::new(env!("CARGO_BIN_EXE_diptych"))
+        .args(["events", "--url", "http://127.0.0.1:1"])
+        .output()
+        .expect("the diptych binary");
+    fails(&nowhere, "Is it running? Another one is named by --url");
+    let chroma = Command::new(env!("CARGO_BIN_EXE_diptych"))
+        .args(["drain", "pause", "--url", &cluster.a.url()])
+        .output()
+        .expect("the diptych binary");
+    fails(&chroma, "is it the admin address of a Diptych?");
+}
+
+async fn the_health_check_speaks_to_machines(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let mut writer = Writer::new(&cluster).await;
+    writer.acked(3).await;
+    cluster.diptych.wait_drained().await;
+    let script = |cluster: &Cluster| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/wal_health_check.sh");
+        let admin = format!("http://127.0.0.1:{}", cluster.diptych.admin_port);
+        let output = tokio::task::block_in_place(|| Command::new(script).arg(admin).output().expect("sh"));
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let health = |cluster: &Cluster, words: &[&str]| {
+        let output = diptych(cluster, &[&["health"], words].concat());
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let (code, line) = health(&cluster, &[]);
+    assert!(code == Some(0) && line.starts_with("DIPTYCH OK"), "{line}");
+    let (code, said) = script(&cluster);
+    assert!(code == Some(0) && said.starts_with("OK"), "{said}");
+    cluster.down(Side::B).await;
+    writer.acked(3).await;
+    let (code, line) = health(&cluster, &[]);
+    assert!(code == Some(1) && line.contains("1 of 2 nodes healthy"), "{line}");
+    assert_eq!(health(&cluster, &["--pending-critical", "3"]).0, Some(2));
+    assert_eq!(health(&cluster, &["--no-such-flag"]).0, Some(3));
+    let (code, said) = script(&cluster);
+    assert!(
+        code == Some(1) && said.contains("Start the node that is down"),
+        "{said}"
+    );
+    cluster.diptych.kill9();
+    assert_eq!(health(&cluster, &[]).0, Some(2));
+    assert_eq!(script(&cluster).0, Some(2));
 }

@@ -10,6 +10,7 @@ use crate::harness::{Stage, scenarios};
 
 scenarios! {
     health_and_status_tell_the_truth: sqlite, postgres;
+    names_stand_where_ids_are_wanted: sqlite;
     existing_tools_find_their_routes: sqlite;
     metrics_are_prefixed_and_bounded: sqlite;
     the_python_client_works_unmodified: sqlite, postgres;
@@ -177,6 +178,56 @@ async fn existing_tools_find_their_routes(stage: Stage) {
     assert_eq!(body["collection_mappings"][0]["status"], "complete", "{body:#}");
     let on_b = cluster.b.api().by_name("half-mapped").await.ok().id();
     assert_eq!(body["collection_mappings"][0]["replica_uuid"], json!(on_b));
+}
+
+/// Clients of the system that Diptych replaces put names where Chroma wants ids.
+async fn names_stand_where_ids_are_wanted(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let api = cluster.api.clone();
+    let id = api.collection("by-name").await;
+    let body = json!({"ids": ["a", "b", "c"], "embeddings": [[1, 2], [3, 4], [5, 6]], "documents": ["one", "two", "three"],
+                      "metadatas": [{"document_id": "x"}, {"document_id": "x"}, {"document_id": "y"}]});
+    api.op("by-name", "add", &body).await.expect(201);
+    for down in [None, Some(Side::B), Some(Side::A)] {
+        if let Some(side) = down {
+            cluster.down(side).await;
+        }
+        let upsert = json!({"ids": ["d"], "embeddings": [[7, 8]], "metadatas": [{"document_id": "z"}]});
+        api.op("by-name", "upsert", &upsert).await.ok();
+        api.op(
+            "by-name",
+            "update",
+            &json!({"ids": ["a"], "documents": [format!("{down:?}")]}),
+        )
+        .await
+        .ok();
+        let got = api.op("by-name", "get", &json!({"ids": ["a"]})).await.ok().json();
+        assert_eq!(got["documents"], json!([format!("{down:?}")]), "{got}");
+        assert_eq!(api.count("by-name").await.ok().json(), json!(4));
+        let query = json!({"query_embeddings": [[5, 6]], "n_results": 1});
+        let found = api.op("by-name", "query", &query).await.ok().json();
+        assert_eq!(found["ids"], json!([["c"]]), "{found}");
+        let delete = json!({"where": {"document_id": "z"}});
+        let deleted = api.op("by-name", "delete", &delete).await.ok().json();
+        assert_eq!(deleted["deleted"], json!(1), "{deleted}");
+        assert_eq!(api.count("by-name").await.ok().json(), api.count(&id).await.ok().json());
+        if let Some(side) = down {
+            cluster.up(side).await;
+        }
+    }
+    // One that a node has and nobody has asked for yet, and one that nobody has: Chroma's own 400.
+    let direct = cluster.a.api().collection("made-behind-our-back").await;
+    let add = json!({"ids": ["x"], "embeddings": [[1, 2]]});
+    api.op("made-behind-our-back", "add", &add).await.expect(201);
+    assert_eq!(api.count(&direct).await.ok().json(), json!(1));
+    let nobody = api.op("nobody", "get", &json!({})).await.expect(400);
+    let chroma = cluster.a.api().op("nobody", "get", &json!({})).await.expect(400);
+    assert_eq!(nobody.json(), chroma.json());
+    // By id alone: `by-id` takes no names.
+    let by_id = api.get_path(&api.path("/collections/by-id/by-name")).await;
+    assert!((400..500).contains(&by_id.status), "{by_id:?}");
+    cluster.diptych.wait_drained().await;
+    cluster.assert_equal().await;
 }
 
 async fn metrics_are_prefixed_and_bounded(stage: Stage) {
