@@ -89,7 +89,7 @@ impl Waiting {
 
     fn line(&self, line: &str) {
         if self.on_terminal
-            || (*self.said.borrow() != "" && self.polls.get() < LINE_EVERY)
+            || (!self.said.borrow().is_empty() && self.polls.get() < LINE_EVERY)
             || *self.said.borrow() == line
         {
             return;

@@ -309,6 +309,33 @@ async fn errors_say_what_to_do(stage: Stage) {
         .output()
         .expect("the diptych binary");
     fails(&chroma, "is it the admin address of a Diptych?");
+    let (port, _server) = refusing_server();
+    for (token, part) in [
+        ("", "wants the admin token: set"),
+        ("wrong", "does not take this admin token"),
+    ] {
+        let asked = Command::new(env!("CARGO_BIN_EXE_diptych"))
+            .args(["events", "--url", &format!("http://127.0.0.1:{port}")])
+            .env("DIPTYCH_ADMIN_TOKEN", token)
+            .output()
+            .expect("the diptych binary");
+        fails(&asked, part);
+    }
+}
+
+/// Answers twice what an admin port with a token says to whoever does not show it.
+fn refusing_server() -> (u16, std::thread::JoinHandle<()>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut client, _) = listener.accept().expect("a client");
+            let _ = client.read(&mut [0; 4096]);
+            let _ = client.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
+        }
+    });
+    (port, server)
 }
 
 async fn the_health_check_speaks_to_machines(stage: Stage) {
