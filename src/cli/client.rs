@@ -12,7 +12,7 @@ use crate::config::NodeUrl;
 /// A verb waits for its turn in the lane: behind a large write that can take a while.
 const LIMIT: Duration = Duration::from_secs(120);
 pub const POLL: Duration = Duration::from_millis(500);
-const TOKEN: &str = "DIPTYCH_ADMIN_TOKEN";
+pub const TOKEN: &str = "DIPTYCH_ADMIN_TOKEN";
 
 /// What was not done, and why.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ mod run;
 mod server;
 mod shutdown;
 mod status;
+mod validate;
 mod verbs;
 
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Prove on a deployed system that it works. Exit code: 0 all passed, 1 something failed, 2 it could not run.
+    Validate(Box<validate::ValidateArgs>),
     /// Print the JSON schema of the configuration file.
     Schema,
 }
@@ -148,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Man { dir } => manual::man(dir.as_deref()),
         Command::Events(args) => verbs::events(&args),
         Command::Mapping(verb) => verbs::mapping(&verb),
+        Command::Validate(args) => validate::validate(&args),
         Command::Schema => {
             println!("{:#}", crate::config::json_schema());
             ExitCode::SUCCESS
