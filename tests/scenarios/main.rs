@@ -3,6 +3,7 @@
 //! How to run and steer them: `tests/README.md`.
 #![allow(clippy::disallowed_methods, reason = "tests poll real servers in real time")]
 
+mod combining;
 mod doubt;
 mod existing;
 mod fault_points;
