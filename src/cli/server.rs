@@ -259,6 +259,7 @@ async fn build_core(
         drain_rows: config.drain.batch_records,
         drain_bytes: usize::try_from(config.drain.batch_bytes).unwrap_or(usize::MAX),
         drain_concurrency: config.drain.concurrency,
+        drain_foreground_factor: config.drain.foreground_factor,
         unknown_per_second: 10,
         tenants: std::iter::once("default_tenant")
             .chain(config.namespace.tenants.iter().map(String::as_str))

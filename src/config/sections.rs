@@ -208,6 +208,9 @@ pub struct Drain {
     pub batch_bytes: u64,
     /// Collections drained side by side, per node.
     pub concurrency: usize,
+    /// The drain pauses between two steps while the slowest hundredth of clients' writes takes more than so many times
+    /// what it took before the drain; 0: never.
+    pub foreground_factor: u32,
 }
 
 /// Making a node equal again where it may differ.
@@ -334,9 +337,10 @@ impl Default for Writes {
 impl Default for Drain {
     fn default() -> Self {
         Self {
-            batch_records: 1000,
+            batch_records: 256,
             batch_bytes: 8 * MIB,
             concurrency: 4,
+            foreground_factor: 2,
         }
     }
 }

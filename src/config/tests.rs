@@ -97,7 +97,7 @@ health: {interval: 250ms, timeout: 200ms, unhealthy_after: 3, healthy_after: 4}
 reads: {consistency: lead, timeout: 5s, behind_wait: 1m}
 writes: {timeout: 1h, mirror_grace: 1s, max_body: 10MB, combine_records: 8, combine_bytes: 1MiB, queue: 5,
          queue_bytes: 2MiB, queue_timeout: 7s, bytes_in_flight: 1GiB}
-drain: {batch_records: 10, batch_bytes: 512KiB, concurrency: 1}
+drain: {batch_records: 10, batch_bytes: 512KiB, concurrency: 1, foreground_factor: 0}
 listen_status: false
 log: {level: debug, format: json}
 threads: 4
@@ -161,9 +161,10 @@ grace_period_seconds: null
         (
             config.drain.batch_records,
             config.drain.batch_bytes,
-            config.drain.concurrency
+            config.drain.concurrency,
+            config.drain.foreground_factor
         ),
-        (10, 512 << 10, 1)
+        (10, 512 << 10, 1, 0)
     );
     assert!(!config.listen_status);
     assert_eq!(

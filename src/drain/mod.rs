@@ -12,6 +12,7 @@
 //! A connection error ends the work on that node without blame: it goes on when the node is up again. An answer that a
 //! node had failed counts an attempt; after some, the lane gets a repair row.
 
+mod brake;
 mod combine;
 mod limits;
 mod namespace;
@@ -31,6 +32,7 @@ use crate::fault;
 use crate::journal::{Change, PayloadRow};
 use crate::mirror::{Agreement, Core, RepairWanted, Scope};
 
+pub use brake::Foreground;
 pub use limits::keep_limits;
 
 /// After so many answers that the node failed, an entry is left to repair.
@@ -162,6 +164,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
     let mut rounds = 0;
     let mut pending_then = u64::MAX;
+    let _draining = core.foreground.drain(core.env.now());
     while core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) {
         let pair = &scope.pairs(core)[node];
         if !pair.drainable() {
@@ -191,8 +194,15 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
                 None => continue,
             }
         }
+        let begun = core.env.now();
         if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
             return end;
+        }
+        let now = core.env.now();
+        let factor = core.settings.drain_foreground_factor;
+        let pause = core.foreground.pause(now, now.saturating_sub(begun), factor);
+        if !pause.is_zero() {
+            core.env.sleep(pause).await;
         }
     }
     End::Pause

@@ -35,6 +35,7 @@ use crate::catalog::{Catalog, Collection};
 use crate::chroma::{BatchLimits, DeleteBody, Generation, Op, Piece, Shape};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::config::{Heal, WhenUnavailable};
+use crate::drain::Foreground;
 use crate::env::SharedEnv;
 use crate::events::{Events, Kind};
 use crate::journal::{Change, JournalError, Log, Lsn, RepairRow, SuspectRow};
@@ -71,6 +72,8 @@ pub struct Settings {
     pub drain_bytes: usize,
     /// Lanes of one node that are drained side by side.
     pub drain_concurrency: usize,
+    /// The drain makes way while clients' writes take so many times what they took before; 0: never.
+    pub drain_foreground_factor: u32,
     /// Mutating requests of unknown kinds that are taken per second.
     pub unknown_per_second: u32,
     /// Tenants whose databases and collections are looked up at start.
@@ -209,6 +212,8 @@ pub struct Core {
     pub unprotected: Unprotected,
     /// Set by an operator: nothing is drained.
     pub drain_paused: std::sync::atomic::AtomicBool,
+    /// What clients notice of the drain.
+    pub foreground: Foreground,
     /// What the repair services share.
     pub repairing: repair::Repairing,
     /// What was under way when the last writer ended, by lane (design.md 6).
@@ -289,6 +294,7 @@ impl Core {
             behind: parking_lot::Mutex::default(),
             unprotected: Unprotected::default(),
             drain_paused: std::sync::atomic::AtomicBool::new(false),
+            foreground: Foreground::default(),
             repairing: repair::Repairing::default(),
             in_doubt: parking_lot::Mutex::default(),
             catalog_uncertain: AtomicU64::new(0),

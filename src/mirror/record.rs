@@ -45,6 +45,7 @@ impl Core {
         has_embeddings: bool,
         filter: Option<DeleteBody>,
     ) -> Answer {
+        let begun = self.env.now();
         let (reply, mut answer) = oneshot::channel();
         // A write that finds the lane free goes alone anyway.
         let may_combine = filter.is_none() && collection.lane.is_busy();
@@ -79,6 +80,8 @@ impl Core {
             }
             _ => answer.await,
         };
+        let now = self.env.now();
+        self.foreground.answered(now, now.saturating_sub(begun));
         answer.unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
     }
 

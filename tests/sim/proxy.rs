@@ -111,6 +111,7 @@ async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
         drain_rows: 8,
         drain_bytes: 8 << 20,
         drain_concurrency: 8,
+        drain_foreground_factor: 2,
         unknown_per_second: 10,
         tenants: vec![TENANT.to_owned()],
         databases: vec![],

@@ -107,6 +107,7 @@ impl Stage {
             drain_rows: 1000,
             drain_bytes: 8 << 20,
             drain_concurrency: 8,
+            drain_foreground_factor: 2,
             unknown_per_second: 10,
             tenants: vec![TENANT.to_owned()],
             databases: vec![],

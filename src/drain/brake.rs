@@ -1,0 +1,154 @@
+//! The brake: the drain makes way for clients.
+//!
+//! What a node missed is applied in large batches, and a node works on one write at a time: clients' writes to other
+//! collections wait meanwhile. While the 99th percentile of their latency is above a multiple of what it was before the
+//! drain began, the drain pauses after each batch, for as long as that took and longer each time. It never stops: a node
+//! that is behind is a risk of its own.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// Writes that are remembered, and how many of them it takes to tell anything.
+const MOST: usize = 1024;
+const FEWEST: usize = 20;
+/// How far back the drain looks while it runs, and before it begins.
+const RECENT: Duration = Duration::from_secs(5);
+const BEFORE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long clients' writes take.
+#[derive(Debug, Default)]
+pub struct Foreground(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// When each was answered, and after how long.
+    answered: VecDeque<(Duration, Duration)>,
+    /// Lanes that are drained now.
+    drains: usize,
+    /// When the first of them began, and the percentile before it.
+    began: Duration,
+    calm: Option<Duration>,
+    /// By how much more than the last batch took the next pause is longer.
+    strength: u32,
+}
+
+impl Inner {
+    fn percentile(&self, since: Duration) -> Option<Duration> {
+        let recent = self.answered.iter().rev().take_while(|(at, _)| *at >= since);
+        let mut latencies: Vec<Duration> = recent.map(|(_, took)| *took).collect();
+        if latencies.len() < FEWEST {
+            return None;
+        }
+        let position = latencies.len() * 99 / 100;
+        Some(*latencies.select_nth_unstable(position).1)
+    }
+}
+
+/// A lane that is being drained.
+pub struct Draining<'a>(&'a Foreground);
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().drains -= 1;
+    }
+}
+
+impl Foreground {
+    /// A client's write was answered.
+    pub fn answered(&self, now: Duration, took: Duration) {
+        let mut inner = self.0.lock();
+        if inner.answered.len() == MOST {
+            inner.answered.pop_front();
+        }
+        inner.answered.push_back((now, took));
+    }
+
+    /// A lane is drained for as long as this lives.
+    pub fn drain(&self, now: Duration) -> Draining<'_> {
+        let mut inner = self.0.lock();
+        if inner.drains == 0 {
+            inner.calm = inner.percentile(now.saturating_sub(BEFORE));
+            inner.began = now;
+            inner.strength = 1;
+        }
+        inner.drains += 1;
+        Draining(self)
+    }
+
+    /// How long the drain pauses after a batch that took so long; `factor` 0: not at all.
+    pub fn pause(&self, now: Duration, took: Duration, factor: u32) -> Duration {
+        let mut inner = self.0.lock();
+        let since = inner.began.max(now.saturating_sub(RECENT));
+        let (Some(calm), Some(p99)) = (inner.calm, inner.percentile(since)) else {
+            return Duration::ZERO;
+        };
+        if factor == 0 || p99 <= calm * factor {
+            inner.strength = 1;
+            return Duration::ZERO;
+        }
+        let pause = (took * inner.strength).min(LONGEST_PAUSE);
+        inner.strength = (inner.strength * 2).min(64);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    fn write(foreground: &Foreground, at: u64, took: u64) {
+        (0..30).for_each(|_| foreground.answered(ms(at), ms(took)));
+    }
+
+    #[test]
+    fn the_drain_pauses_longer_while_clients_are_slowed_down_and_then_goes_on() {
+        let foreground = Foreground::default();
+        write(&foreground, 1000, 10);
+        let _draining = foreground.drain(ms(1001));
+        write(&foreground, 2000, 19);
+        assert_eq!(foreground.pause(ms(2000), ms(50), 2), ms(0));
+        write(&foreground, 3000, 21);
+        let pauses = |now| foreground.pause(ms(now), ms(50), 2);
+        assert_eq!([pauses(3000), pauses(3001), pauses(3002)], [ms(50), ms(100), ms(200)]);
+        (0..9).for_each(|_| assert!(pauses(3003) <= LONGEST_PAUSE));
+        write(&foreground, 9000, 12);
+        assert_eq!(pauses(9000), ms(0));
+        write(&foreground, 9001, 30);
+        assert_eq!(pauses(9001), ms(50), "it begins gently again");
+        assert_eq!(foreground.pause(ms(9001), ms(50), 0), ms(0), "turned off");
+    }
+
+    #[test]
+    fn what_was_before_is_before_the_first_of_several_drains() {
+        let foreground = Foreground::default();
+        write(&foreground, 1000, 10);
+        let first = foreground.drain(ms(1001));
+        write(&foreground, 1500, 100);
+        let second = foreground.drain(ms(1501));
+        assert_eq!(foreground.pause(ms(1502), ms(5), 2), ms(5));
+        drop((first, second));
+        let _third = foreground.drain(ms(1503));
+        write(&foreground, 1600, 100);
+        assert_eq!(foreground.pause(ms(1601), ms(5), 2), ms(0));
+    }
+
+    #[test]
+    fn a_few_writes_tell_nothing() {
+        let foreground = Foreground::default();
+        let _draining = foreground.drain(ms(10));
+        write(&foreground, 20, 100);
+        assert_eq!(foreground.pause(ms(21), ms(5), 2), ms(0), "nobody wrote before");
+        let quiet = Foreground::default();
+        write(&quiet, 1, 1);
+        let _draining = quiet.drain(ms(10));
+        quiet.answered(ms(11), ms(1000));
+        assert_eq!(quiet.pause(ms(12), ms(5), 2), ms(0));
+    }
+}
