@@ -66,7 +66,7 @@ pub struct Config {
     pub writes: Writes,
     /// Applying to a node what it missed.
     pub drain: Drain,
-    /// Who brings back what a node has lost.
+    /// Who makes a collection anew that a node cannot serve any more.
     pub heal: Heal,
     /// Making a node equal again where it may differ.
     pub repair: Repair,
