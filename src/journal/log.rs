@@ -206,9 +206,27 @@ impl Log {
             positions.next = positions.next.max(first_lsn(term));
         }
         let _alone = self.steady.write().await;
-        let raised = self.journal.raise_term(self.term(), term).await?;
-        self.term.store(raised, Ordering::SeqCst);
-        Ok(())
+        // Unknown means that the old term may be gone: commits wait here until it is known, or they would find themselves
+        // fenced by us.
+        let mut left = KNOWN_TRIES;
+        let mut uncertain = false;
+        loop {
+            match self.journal.raise_term(&self.presence.holder, self.term(), term).await {
+                Ok(raised) => {
+                    self.term.store(raised, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Err(JournalError::Fenced { found, ours }) => return Err(JournalError::Fenced { found, ours }),
+                Err(error) => {
+                    uncertain |= matches!(error, JournalError::Uncertain(_));
+                    if !uncertain || left == 0 {
+                        return Err(error);
+                    }
+                    left -= 1;
+                    self.env.sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Logs an intent, together with what other lanes log at that moment. False: it may not be there, and the entry

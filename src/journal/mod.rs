@@ -386,8 +386,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Whether no other process can have this journal open: then whoever held its lease is dead.
     fn keeps_others_out(&self) -> bool;
     /// The writer of `term` moves its own term on to at least `to`: its journal was restored from a backup, and the
-    /// nodes have seen later positions.
-    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError>;
+    /// nodes have seen later positions. Done before, and its answer lost, it is done: `holder` tells that it was we.
+    async fn raise_term(&self, holder: &Holder, term: i64, to: i64) -> Result<i64, JournalError>;
     /// What a starting writer needs.
     async fn load(&self) -> Result<Snapshot, JournalError>;
     /// All changes, in order, in one transaction, under `term`.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::TimeDelta;
 use diptych::journal::{
-    Change, CollectionRecord, Commit, EventRecord, Intent, Journal, JournalError, Lsn, MaintenanceRecord, NodeRecord,
-    PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow, open,
+    Change, CollectionRecord, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lsn, MaintenanceRecord,
+    NodeRecord, PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow, open,
 };
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
@@ -381,12 +381,17 @@ pub async fn rotation_during_commits_loses_nothing(url: &str) {
 
 pub async fn the_own_term_is_raised(url: &str) {
     let (journal, term) = start(url).await;
-    assert_eq!(journal.raise_term(term, term + 7).await.unwrap(), term + 7);
+    let nobody = Holder::named("test");
+    assert_eq!(journal.raise_term(&nobody, term, term + 7).await.unwrap(), term + 7);
     let term = term + 7;
-    assert_eq!(journal.raise_term(term, term - 3).await.unwrap(), term, "never back");
+    assert_eq!(
+        journal.raise_term(&nobody, term, term - 3).await.unwrap(),
+        term,
+        "never back"
+    );
     journal.commit(term, &intend([1])).await.unwrap();
     for ours in [term - 7, term + 1] {
-        let error = journal.raise_term(ours, term + 9).await.unwrap_err();
+        let error = journal.raise_term(&nobody, ours, term + 9).await.unwrap_err();
         assert!(
             matches!(error, JournalError::Fenced { found, ours: o } if (found, o) == (term, ours)),
             "{error}"
@@ -524,4 +529,22 @@ async fn s26_a_dump_that_takes_hours_blocks_no_write() {
     dump.execute("ROLLBACK").await.unwrap();
     journal.rotate_intents(term, 50).await.unwrap();
     assert_eq!(lsns(&journal).await[0], 51);
+}
+
+pub async fn a_term_that_was_raised_is_raised_when_its_answer_was_lost(url: &str) {
+    let journal = open(url, 4).await.unwrap();
+    let with_file = |file: &str| Holder {
+        lock_file: Some(file.to_owned()),
+        ..Holder::named("test")
+    };
+    let ours = with_file("/ours.lock");
+    let term = journal.take_term(&ours, None).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(journal.raise_term(&ours, term, term + 7).await.unwrap(), term + 7);
+    }
+    // Another process, or one of which nobody can tell, and another position are not ours.
+    for (holder, to) in [(with_file("/other.lock"), 7), (Holder::named("test"), 7), (ours, 8)] {
+        let error = journal.raise_term(&holder, term, term + to).await.unwrap_err();
+        assert!(matches!(error, JournalError::Fenced { .. }), "{error}");
+    }
 }

@@ -139,9 +139,9 @@ impl Journal for SimJournal {
         self.tables.keeps_others_out()
     }
 
-    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
+    async fn raise_term(&self, holder: &Holder, term: i64, to: i64) -> Result<i64, JournalError> {
         self.asked().await;
-        self.tables.raise_term(term, to).await
+        self.tables.raise_term(holder, term, to).await
     }
 
     async fn load(&self) -> Result<Snapshot, JournalError> {

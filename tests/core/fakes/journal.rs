@@ -337,7 +337,7 @@ impl Journal for FakeJournal {
         false
     }
 
-    async fn raise_term(&self, term: i64, to: i64) -> Result<i64, JournalError> {
+    async fn raise_term(&self, _holder: &Holder, term: i64, to: i64) -> Result<i64, JournalError> {
         self.check()?;
         let mut tables = self.tables.lock();
         if tables.term != term {
