@@ -262,7 +262,13 @@ impl Core {
             .collect();
         let (mut answers, stragglers) = self.fan_out(&Scope::Namespace, jobs).await;
         self.recheck(&mut answers).await;
-        let outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
+        let mut outcomes: Vec<_> = answers.iter().map(|answer| answer.outcome.clone()).collect();
+        if matches!(op, Op::DeleteCollection { .. }) && outcomes.contains(&Outcome::Applied) {
+            // What one node has deleted cannot be brought back unless another holds everything: it is completed.
+            for outcome in outcomes.iter_mut().filter(|one| matches!(one, Outcome::Refused { .. })) {
+                *outcome = Outcome::Failed;
+            }
+        }
         let circumstances = Circumstances {
             refusal_has_effects: false,
             closed_nodes_are_alive: self.closed_nodes_are_alive(&outcomes).await,
