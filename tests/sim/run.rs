@@ -25,6 +25,7 @@ use crate::world::{Life, World};
 /// When all is well again, so long after the last fault everything is equal and no row is left.
 const HEALED_IN: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(250);
+const NOTICED: Duration = Duration::from_secs(3);
 /// Nothing may come to light in this time.
 const QUIET: Duration = Duration::from_secs(20);
 
@@ -137,6 +138,9 @@ impl Stage {
             self.world.say("nemesis", || format!("phase {number}"));
             self.trouble(plan, phase, number as u64).await;
             self.heal();
+            self.until_at_rest().await?;
+            // A node that died a moment ago may not have been missed yet.
+            tokio::time::sleep(NOTICED).await;
             self.until_at_rest().await?;
             self.check_same("")?;
             tokio::time::sleep(QUIET).await;
@@ -317,9 +321,28 @@ impl Stage {
             if self.world.now() > until {
                 return Err(format!("it does not heal: {open}"));
             }
+            self.take_up_parked_repairs().await;
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
+    }
+
+    /// What a person does when the trouble is over.
+    async fn take_up_parked_repairs(&self) {
+        let Some(proxy) = self.proxy.borrow().clone() else {
+            return;
+        };
+        let parked: Vec<Uuid> = {
+            let repairs = proxy.core.repairs.lock();
+            let parked = repairs.iter().filter(|row| row.parked.is_some());
+            parked.map(|row| row.id).collect()
+        };
+        for id in parked {
+            let core = proxy.core.clone();
+            let _ = proxy
+                .call(async move { diptych::repair::jobs::retry(&core, id).await })
+                .await;
+        }
     }
 
     /// What is not at rest yet.
