@@ -50,6 +50,8 @@ check: ## Formatting, lints, documentation, dependencies
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	scripts/check-deps
 
-bench: ## Measure route classification, one writer, and both nodes killed in turn under load
-	@scripts/setup run
-	cargo bench --locked --no-fail-fast $(BENCH_ARGS)
+bench: ## Compare with direct Chroma, nginx, bare Pingora, pgbench: bench/RESULTS.md; PARTS='stub writers', ROUNDS=, SECONDS=
+	@scripts/setup bench
+	cargo bench --locked --bench compare -- $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
+	$(if $(PARTS),,cargo bench --locked --no-fail-fast --bench routes --bench outage)

@@ -1,6 +1,7 @@
 //! Diptych beside what it is compared with, in one run: `bench/README.md` says what each part and arm is.
 #![allow(clippy::disallowed_methods, reason = "measures real servers in real time")]
 
+mod backlog;
 mod bare;
 #[allow(dead_code, reason = "each of the benches uses a part of it")]
 #[path = "../common.rs"]
@@ -8,10 +9,12 @@ mod common;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the scenarios use more of it")]
 #[path = "../../tests/scenarios/harness/mod.rs"]
 mod harness;
+mod journal;
 mod nginx;
 mod reads;
 mod report;
 mod wire;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -67,7 +70,15 @@ impl Plan {
 }
 
 /// Parts by name, with the title of their section, in the order of the page.
-const PARTS: [(&str, &str); 2] = [("stub", "Reads of a stub"), ("reads", "Reads of real servers")];
+const PARTS: [(&str, &str); 7] = [
+    ("stub", "Reads of a stub"),
+    ("reads", "Reads of real servers"),
+    ("writers", "Writers"),
+    ("writers-postgres", "Writers, log in Postgres"),
+    ("journal", "Journal"),
+    ("drain", "Drain"),
+    ("backlog", "A million pending entries"),
+];
 
 /// A folder for a part.
 pub fn stage(name: &str, journal: Journal) -> Stage {
@@ -119,7 +130,12 @@ fn main() {
         let text = runtime.block_on(async {
             match part {
                 "stub" => reads::stub(&plan).await,
-                _ => reads::real(&plan).await,
+                "reads" => reads::real(&plan).await,
+                "writers" => writers::run(&plan, Journal::Sqlite).await,
+                "writers-postgres" => writers::run(&plan, Journal::Postgres).await,
+                "journal" => journal::run_all(&plan).await,
+                "drain" => backlog::drain(&plan).await,
+                _ => backlog::large(&plan).await,
             }
         });
         let text = format!("At {}. {text}", report::commit());

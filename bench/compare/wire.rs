@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -151,6 +152,7 @@ pub struct Load {
     /// Requests that come first and do not count.
     pub warmup: Duration,
     pub length: Duration,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Load {
@@ -161,6 +163,7 @@ impl Load {
             pace: None,
             warmup: Duration::from_millis(300),
             length: Duration::from_secs_f64(seconds),
+            stopped: Arc::default(),
         }
     }
 
@@ -174,6 +177,20 @@ impl Load {
             runtime.block_on(self.drive(begun))
         });
         task.await.expect("the load ends")
+    }
+
+    /// The same until it is told to stop, if that comes first: what was answered by then counts.
+    pub async fn run_until(self, stop: tokio::sync::oneshot::Receiver<()>) -> Sample {
+        let stopped = self.stopped.clone();
+        let stopping = async {
+            let _ = stop.await;
+            stopped.store(true, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            sample = self.run(|| ()) => sample,
+            () = stopping => unreachable!("it waits for ever"),
+        }
     }
 
     async fn drive(self, begun: impl FnOnce() + Send + 'static) -> Sample {
@@ -190,7 +207,7 @@ impl Load {
                 let connection = Connection::open(target.address).await.expect("a connection");
                 client.targets.push((target, connection));
             }
-            tasks.spawn(client.run(self.source.clone(), counted, end));
+            tasks.spawn(client.run(self.source.clone(), counted, end, self.stopped.clone()));
         }
         tokio::time::sleep_until(counted.into()).await;
         begun();
@@ -206,12 +223,12 @@ impl Load {
 }
 
 impl Client {
-    async fn run(mut self, source: Source, counted: Instant, end: Instant) -> Sample {
+    async fn run(mut self, source: Source, counted: Instant, end: Instant, stopped: Arc<AtomicBool>) -> Sample {
         let mut sample = Sample::default();
         for serial in 0.. {
             let job = source(self.number, serial);
             let start = Instant::now();
-            if start >= end {
+            if start >= end || stopped.load(Ordering::Relaxed) {
                 break;
             }
             let sends = self.targets.iter_mut().map(|(target, connection)| {

@@ -76,6 +76,7 @@ impl Diptych {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    #[allow(dead_code, reason = "the benchmarks read what it has used")]
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("a running proxy").id()
     }
