@@ -98,6 +98,7 @@ pub async fn drain(plan: &Plan) -> String {
         let own = cluster.b.api().collection(&format!("straight-{round}")).await;
         let load = Load::new(vec![vec![Target::new(cluster.b.port, &own)]], batches(), plan.seconds);
         straight.push(load.run(|| ()).await.records as f64 / plan.seconds);
+        cluster.b.api().drop_collection(&format!("straight-{round}")).await.ok();
     }
     let mut table = Table::new(&["", "records/s"]);
     for (what, rates) in [
