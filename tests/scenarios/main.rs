@@ -23,3 +23,4 @@ mod reads;
 mod repair;
 mod restart;
 mod surfaces;
+mod validate;

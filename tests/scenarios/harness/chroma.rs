@@ -89,6 +89,11 @@ impl ChromaNode {
         &self.dir
     }
 
+    /// The id of the running server.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("a running node").id()
+    }
+
     pub fn kill9(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill9();

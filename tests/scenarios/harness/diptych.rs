@@ -81,6 +81,11 @@ impl Diptych {
         self.process.as_ref().expect("a running proxy").id()
     }
 
+    /// Its configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// What the process logged, over all its starts.
     pub fn log(&self) -> &Path {
         &self.log

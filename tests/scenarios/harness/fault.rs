@@ -5,6 +5,7 @@
 //! a slow server do.
 
 use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +36,22 @@ impl Seen {
     /// An operation `../collections/{id}/<op>`.
     pub fn is_op(&self, op: &str) -> bool {
         self.path.split('?').next().unwrap_or("").ends_with(&format!("/{op}")) && self.path.contains("/collections/")
+    }
+
+    /// What a node says that carried it out.
+    fn success(&self) -> (u16, String) {
+        let status = if self.is_op("add") { 201 } else { 200 };
+        let deleted = self.json()["ids"].as_array().map_or(0, Vec::len);
+        let body = match self.is_op("delete") && self.method == "POST" {
+            true => format!("{{\"deleted\":{deleted}}}"),
+            false => "{}".to_owned(),
+        };
+        (status, body)
+    }
+
+    /// The collection's path.
+    fn collection(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(collection, _)| collection)
     }
 
     /// Whether this belongs to Diptych's own tenant (markers, canaries).
@@ -68,6 +85,10 @@ enum Fault {
     CloseUnsent,
     /// The node answers after this time.
     Delay(Duration),
+    /// Answer as if the node had done it; it never sees the request.
+    Pretend,
+    /// Answer as if the node had done it; it gets the request after the next write to the same collection.
+    Postpone,
 }
 
 type Matcher = Arc<dyn Fn(&Seen) -> bool + Send + Sync>;
@@ -76,6 +97,10 @@ struct Rule {
     id: u64,
     matches: Matcher,
     left: usize,
+    /// Every so many of the matching requests, the last of them.
+    every: usize,
+    /// How many matched since.
+    matched: usize,
     fault: Fault,
 }
 
@@ -85,10 +110,12 @@ struct State {
     rule_serial: u64,
     seen: Vec<Seen>,
     held: Vec<(u64, Seen)>,
+    /// Requests that the node gets after the next write to the same collection.
+    postponed: Vec<(Seen, Message)>,
 }
 
 struct Shared {
-    upstream: u16,
+    upstream: AtomicU16,
     state: Mutex<State>,
     /// While true, nothing is read, forwarded or answered; connections stay open and new ones are accepted.
     black_hole: watch::Sender<bool>,
@@ -114,7 +141,7 @@ impl FaultNode {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
         let state = Mutex::new(State::default());
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: AtomicU16::new(upstream),
             state,
             black_hole: watch::channel(false).0,
         });
@@ -140,6 +167,16 @@ impl FaultNode {
     }
 
     fn rule(&self, times: usize, fault: Fault, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> u64 {
+        self.rule_for_every(1, times, fault, matches)
+    }
+
+    fn rule_for_every(
+        &self,
+        every: usize,
+        times: usize,
+        fault: Fault,
+        matches: impl Fn(&Seen) -> bool + Send + Sync + 'static,
+    ) -> u64 {
         let mut state = self.shared.state();
         state.rule_serial += 1;
         let id = state.rule_serial;
@@ -147,6 +184,8 @@ impl FaultNode {
             id,
             matches: Arc::new(matches),
             left: times,
+            every,
+            matched: 0,
             fault,
         });
         id
@@ -193,6 +232,21 @@ impl FaultNode {
 
     pub fn delay(&self, times: usize, time: Duration, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
         self.rule(times, Fault::Delay(time), matches);
+    }
+
+    /// Answers one in `every` matching writes as if the node had done it, and drops it.
+    pub fn lose(&self, every: usize, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
+        self.rule_for_every(every, usize::MAX, Fault::Pretend, matches);
+    }
+
+    /// Swaps one in `every` matching writes with the next to the same collection; both are answered at once.
+    pub fn swap(&self, every: usize, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
+        self.rule_for_every(every, usize::MAX, Fault::Postpone, matches);
+    }
+
+    /// Leads to another node from now on.
+    pub fn redirect(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, Ordering::SeqCst);
     }
 
     /// Removes all rules; what is held stays held until its gate is released.
@@ -276,6 +330,11 @@ impl Shared {
             .rules
             .iter_mut()
             .find(|rule| rule.left > 0 && (rule.matches)(seen))?;
+        rule.matched += 1;
+        if rule.matched < rule.every {
+            return None;
+        }
+        rule.matched = 0;
         rule.left -= 1;
         Some((rule.id, rule.fault.clone()))
     }
@@ -326,7 +385,11 @@ impl Shared {
     /// The answer to one request; `None` closes the connection.
     async fn serve(&self, seen: &Seen, request: &Message) -> io::Result<Option<Message>> {
         match self.arrive(seen) {
-            None => self.forward(seen, request).await.map(Some),
+            None => {
+                let answer = self.forward(seen, request).await?;
+                self.forward_postponed(seen).await?;
+                Ok(Some(answer))
+            }
             Some((id, Fault::HoldRequest(gate))) => {
                 self.hold(id, seen, gate).await;
                 self.forward(seen, request).await.map(Some)
@@ -336,18 +399,14 @@ impl Shared {
                 self.hold(id, seen, gate).await;
                 answer.map(Some)
             }
-            Some((_, Fault::Answer(status, body))) => {
-                let head = format!(
-                    "HTTP/1.1 {status} Canned\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                    body.len()
-                );
-                Ok(Some(Message {
-                    raw: [head.as_bytes(), body.as_bytes()].concat(),
-                    ..Message::default()
-                }))
-            }
+            Some((_, Fault::Answer(status, body))) => Ok(Some(canned(&(status, body)))),
             Some((_, Fault::ApplyThenClose)) => self.forward(seen, request).await.map(|_| None),
             Some((_, Fault::CloseUnsent)) => Ok(None),
+            Some((_, Fault::Pretend)) => Ok(Some(canned(&seen.success()))),
+            Some((_, Fault::Postpone)) => {
+                self.state().postponed.push((seen.clone(), request.clone()));
+                Ok(Some(canned(&seen.success())))
+            }
             Some((_, Fault::Delay(time))) => {
                 let answer = self.forward(seen, request).await;
                 tokio::time::sleep(time).await;
@@ -356,11 +415,35 @@ impl Shared {
         }
     }
 
+    /// What was to come after this write.
+    async fn forward_postponed(&self, after: &Seen) -> io::Result<()> {
+        if !after.is_record_write() {
+            return Ok(());
+        }
+        let due = |(seen, _): &mut (Seen, Message)| seen.collection() == after.collection();
+        let due: Vec<_> = self.state().postponed.extract_if(.., due).collect();
+        for (seen, request) in due {
+            self.forward(&seen, &request).await?;
+        }
+        Ok(())
+    }
+
     /// Sends the request over a connection of its own and reads the whole answer.
     async fn forward(&self, seen: &Seen, request: &Message) -> io::Result<Message> {
-        let mut node = BufReader::new(TcpStream::connect(("127.0.0.1", self.upstream)).await?);
+        let mut node = BufReader::new(TcpStream::connect(("127.0.0.1", self.upstream.load(Ordering::SeqCst))).await?);
         node.get_ref().set_nodelay(true)?;
         node.write_all(&request.raw).await?;
         read_response(&mut node, &seen.method).await
+    }
+}
+
+fn canned((status, body): &(u16, String)) -> Message {
+    let head = format!(
+        "HTTP/1.1 {status} Canned\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    Message {
+        raw: [head.as_bytes(), body.as_bytes()].concat(),
+        ..Message::default()
     }
 }
