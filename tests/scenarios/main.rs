@@ -17,6 +17,7 @@ mod limits;
 mod maintenance;
 mod mirror;
 mod namespace;
+mod operations;
 mod operator;
 mod outage;
 mod reads;
