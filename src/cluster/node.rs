@@ -317,22 +317,29 @@ impl Node {
 
     /// Sets the outcome of all that is observed; returns whether it changed.
     pub(super) fn set_up(&self, up: bool, alive: bool) -> bool {
+        // Whoever finds it up must not find it dead: what is sent to it would be cut at once.
+        if alive {
+            self.set_alive(true);
+        }
         let changed = self.up.send_if_modified(|current| {
             let changed = *current != up;
             *current = up;
             changed
         });
+        let died = !alive && self.set_alive(false);
         if changed && !up && !alive {
             self.ejections.fetch_add(1, Ordering::Relaxed);
         }
-        let died = self
-            .alive
-            .send_if_modified(|current| std::mem::replace(current, alive) != alive)
-            && !alive;
         if died {
             self.cut_reads();
         }
         changed
+    }
+
+    /// Returns whether that changed anything.
+    fn set_alive(&self, alive: bool) -> bool {
+        self.alive
+            .send_if_modified(|current| std::mem::replace(current, alive) != alive)
     }
 
     /// Remembers the socket of a read until [`Node::forget_socket`]; a health flip shuts it down, so that the read is
