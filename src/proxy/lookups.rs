@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -13,6 +14,9 @@ use crate::catalog::Collection;
 use crate::chroma::{Page, Route, render_list, translate, translate_list, translate_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::mirror::{Answer, Core};
+
+/// A list that cannot be complete yet is put together again after this long.
+const LIST_AGAIN: Duration = Duration::from_millis(100);
 
 /// Answers a read of the namespace; `raw` is the path with its query.
 pub async fn answer(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
@@ -120,12 +124,42 @@ async fn count_collections(core: &Arc<Core>, tenant: &str, database: &str) -> Re
     Ok(Answer::of_node(&response, items.len().to_string().into()))
 }
 
-/// Every collection of a database, by the id that clients see, each as a node shows it that has no repair open for it.
+/// [`show_all`], waiting for a node that can show what is missing, as long as for the node of a single collection.
 async fn all_collections(
     core: &Arc<Core>,
     tenant: &str,
     database: &str,
 ) -> Result<(NodeResponse, Vec<(Uuid, String)>), Answer> {
+    let limit = core.env.sleep(core.settings.behind_wait);
+    tokio::pin!(limit);
+    let mut changes = core.cluster.watch_changes();
+    loop {
+        changes.mark_unchanged();
+        if let Some(all) = show_all(core, tenant, database).await? {
+            return Ok(all);
+        }
+        if core.cluster.up().next().is_none() {
+            break;
+        }
+        tokio::select! {
+            biased;
+            _ = changes.changed() => {}
+            () = &mut limit => break,
+            () = core.env.sleep(LIST_AGAIN) => {}
+        }
+    }
+    Err(Answer::unavailable(
+        "Not all collections of this database can be shown at the moment.",
+    ))
+}
+
+/// Every collection of a database, by the id that clients see, each as a node shows it that has no repair open for it;
+/// `None`: one of them has no such node.
+async fn show_all(
+    core: &Arc<Core>,
+    tenant: &str,
+    database: &str,
+) -> Result<Option<(NodeResponse, Vec<(Uuid, String)>)>, Answer> {
     for look_again in [true, false] {
         // What is created meanwhile may be missing, what is deleted meanwhile may.
         let expected = core.catalog.in_database(tenant, database);
@@ -134,6 +168,11 @@ async fn all_collections(
         let mut answered = None;
         for node in spread(core, surveyed_nodes(core)) {
             let Some(pages) = core.collection_pages(node, tenant, database).await else {
+                tracing::info!(
+                    node = core.cluster.node(node).name,
+                    database,
+                    "The node did not list its collections."
+                );
                 continue;
             };
             for (page, _) in &pages {
@@ -155,15 +194,13 @@ async fn all_collections(
         }
         let Some(response) = answered else { break };
         if is_complete(&expected, &items) && !(unknown && look_again) {
-            return Ok((response, items.into_iter().collect()));
+            return Ok(Some((response, items.into_iter().collect())));
         }
         if unknown && look_again {
             core.learn_database(tenant, database).await?;
         }
     }
-    Err(Answer::unavailable(
-        "Not all collections of this database can be shown at the moment.",
-    ))
+    Ok(None)
 }
 
 /// Nodes in step with the namespace whose collections are all known, unless there are none such yet.
