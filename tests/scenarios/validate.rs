@@ -371,7 +371,8 @@ async fn one_server_that_is_served_twice_is_found(stage: Stage) {
         failed(&report, "health").contains("primary and replica are one server"),
         "{report:#}"
     );
-    failed(&report, "documents");
+    let reason = failed(&report, "documents");
+    assert!(reason.contains("primary and replica are one server"), "{reason}");
     evidence_is_kept(&report).await;
     users.check(&cluster).await;
 }

@@ -1,5 +1,5 @@
 //! Removing what validate made, and nothing else: through the proxy, and then looking whether it is gone from every node,
-//! from the catalog and from the log.
+//! from the catalog and from the log. What the proxy does not know is removed from the node that has it.
 //!
 //! A collection is ours by its name and by the mark in its metadata. What has one of them only is left alone.
 
@@ -172,19 +172,27 @@ fn mapped(system: &System, row: &Value, name: &str) -> bool {
 /// Deletes one, waits until no node has it, and says how many documents it had.
 async fn delete(system: &System, leftover: &Leftover) -> Result<u64, String> {
     let (name, proxy) = (&leftover.name, &system.proxy);
-    let mut found = proxy.by_name(name).await?;
-    if found.is_none() {
-        // The catalog does not know it, but a node has it: its id makes it known.
-        for (_, collection) in &leftover.places {
-            found = found.or(proxy.by_id(collection.id).await?);
-        }
+    let mut documents = 0;
+    for (at, collection) in &leftover.places {
+        let server = system.nodes.get(*at).unwrap_or(proxy);
+        documents = documents.max(server.counted(collection.id).await?.unwrap_or_default());
     }
-    let documents = match &found {
-        Some(collection) => proxy.count(collection.id).await?,
-        None => 0,
-    };
+    let mut known = proxy.by_name(name).await?.is_some();
+    for (_, collection) in &leftover.places {
+        // The catalog does not know it, but a node has it: its id makes it known.
+        known = known || proxy.by_id(collection.id).await?.is_some();
+    }
     let reply = proxy.delete(name).await?;
     ensure(reply.status == 200 || reply.status == 404, || reply.to_string())?;
+    if reply.status == 404 {
+        // A node kept what it said it had deleted: to the proxy it is gone, and nobody else can remove it there.
+        for (at, _) in &leftover.places {
+            if let Some(node) = system.nodes.get(*at) {
+                let reply = node.delete(name).await?;
+                ensure(reply.status == 200 || reply.status == 404, || reply.to_string())?;
+            }
+        }
+    }
     for server in system.nodes.iter().chain([proxy]) {
         until(
             system.patience,

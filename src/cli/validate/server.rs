@@ -164,12 +164,23 @@ impl Server {
         }
     }
 
-    /// How many records there are.
+    /// How many records there are, in a collection that has to be there.
     pub async fn count(&self, id: Uuid) -> Result<u64, String> {
+        let count = self.counted(id).await?;
+        count.ok_or_else(|| format!("{} has no collection {id}", self.name))
+    }
+
+    /// How many records there are. `None`: there is no such collection.
+    pub async fn counted(&self, id: Uuid) -> Result<Option<u64>, String> {
         let path = node_path::record(&self.tenant, &self.database, id, "count");
         let reply = self.read(&path).await?;
+        if reply.status == 404 {
+            return Ok(None);
+        }
         let count = reply.expect(200)?.as_u64();
-        count.ok_or_else(|| format!("{}: not a number: {reply}", self.name))
+        count
+            .map(Some)
+            .ok_or_else(|| format!("{}: not a number: {reply}", self.name))
     }
 
     pub async fn create(&self, body: &Value) -> Result<Reply, String> {

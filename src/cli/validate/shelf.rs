@@ -1,6 +1,7 @@
 //! A collection that a scenario writes through the proxy, beside what it ought to hold then.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -159,6 +160,7 @@ impl<'a> Shelf<'a> {
     pub async fn is_everywhere(&self) -> Result<(), String> {
         let (name, expected) = (self.name(), self.records.borrow().clone());
         let metadata = self.metadata.borrow().clone();
+        let mut ids: HashMap<Uuid, &str> = HashMap::new();
         for node in self.stage.present() {
             let what = format!("{} holds {} records of {name}", node.name, expected.len());
             self.stage
@@ -170,6 +172,14 @@ impl<'a> Shelf<'a> {
                     judged(difference(&expected, &node.records(found.id).await?))
                 })
                 .await?;
+            // Each node gives a collection an id of its own: what one server shows twice proves nothing of two.
+            let id = node.found(&name).await?.id;
+            if let Some(other) = ids.insert(id, &node.name) {
+                return Err(format!(
+                    "{other} and {} are one server: {name} has the same id there",
+                    node.name
+                ));
+            }
         }
         self.is_readable().await
     }
