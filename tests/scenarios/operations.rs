@@ -3,14 +3,20 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::cluster::{Cluster, Side};
+use crate::harness::cluster::{Cluster, Options, Side};
+use crate::harness::postgres::Postgres;
 use crate::harness::{Stage, eventually, scenarios};
+use crate::repair::break_indices;
 
 scenarios! {
     the_guide_tells_the_truth: sqlite;
+    the_guide_tells_the_truth_of_a_log_that_is_away: postgres;
 }
+
+/// The situation that needs a database of its own.
+const LOG_DOWN: &str = "log-down";
 
 const GUIDE: &str = include_str!("../../docs/operations.md");
 
@@ -72,14 +78,10 @@ fn fits(line: &str, pattern: &str) -> bool {
 async fn the_guide_tells_the_truth(stage: Stage) {
     assert!(fits("a b c", "a ... c") && fits("a b c", "... b ...") && !fits("a b c", "a ... d") && !fits("ab", "a"));
     let mut cluster = stage.cluster().await;
-    let id = cluster.api.collection("docs").await;
-    let ids: Vec<String> = (0..20).map(|n| format!("r{n}")).collect();
-    let vectors = vec![[1.0, 2.0]; ids.len()];
-    let records = json!({"ids": ids, "embeddings": vectors, "documents": ids});
-    cluster.api.op(&id, "add", &records).await.expect(201);
-    cluster.diptych.wait_drained().await;
-    let blocks = blocks();
-    assert!(blocks.len() >= 12, "{blocks:?}");
+    let id = write_docs(&cluster).await;
+    let mut blocks = blocks();
+    blocks.retain(|(situation, _)| *situation != LOG_DOWN);
+    assert!(blocks.len() >= 11, "{blocks:?}");
     for (situation, steps) in &blocks {
         println!("=== {situation}");
         enter(&mut cluster, situation, &id).await;
@@ -88,6 +90,54 @@ async fn the_guide_tells_the_truth(stage: Stage) {
         }
         leave(&mut cluster).await;
     }
+}
+
+async fn the_guide_tells_the_truth_of_a_log_that_is_away(stage: Stage) {
+    let dir = stage.dir.clone();
+    let mut postgres = tokio::task::block_in_place(|| Postgres::dedicated(&dir));
+    let journal = Some(tokio::task::block_in_place(|| postgres.create_database("journal")));
+    let options = Options {
+        journal,
+        ..Options::default()
+    };
+    let mut cluster = stage.cluster_with(options).await;
+    let id = write_docs(&cluster).await;
+    let mut blocks = blocks();
+    blocks.retain(|(situation, _)| *situation == LOG_DOWN);
+    assert!(!blocks.is_empty());
+    for (situation, steps) in &blocks {
+        tokio::task::block_in_place(|| postgres.kill9());
+        three_writes(&cluster, &id).await;
+        let away = |status: &Value| match (&status["wal"]["available"], &status["wal"]["unprotected"]) {
+            (Value::Bool(false), Value::Bool(true)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        cluster.diptych.wait_status("the log is away", away).await;
+        for step in steps {
+            run(&cluster, situation, step);
+        }
+        tokio::task::block_in_place(|| postgres.start());
+        let covered = |status: &Value| match status["wal"]["unprotected"] == false {
+            true => Ok(()),
+            false => Err("not compared yet".to_owned()),
+        };
+        cluster.diptych.wait_status("all is compared", covered).await;
+        leave(&mut cluster).await;
+        assert_eq!(cluster.assert_equal().await, 20);
+    }
+}
+
+/// A collection of 20 records, whose index the nodes have stored; its id.
+async fn write_docs(cluster: &Cluster) -> String {
+    let extra = json!({"configuration": {"hnsw": {"sync_threshold": 10, "batch_size": 5}}});
+    let id = cluster.api.create_collection("docs", extra).await.ok().id();
+    let ids: Vec<String> = (0..20).map(|n| format!("r{n}")).collect();
+    for part in ids.chunks(5) {
+        let records = json!({"ids": part, "embeddings": vec![[1.0, 2.0]; part.len()], "documents": part});
+        cluster.api.op(&id, "add", &records).await.expect(201);
+    }
+    cluster.diptych.wait_drained().await;
+    id
 }
 
 async fn enter(cluster: &mut Cluster, situation: &str, id: &str) {
@@ -106,25 +156,33 @@ async fn enter(cluster: &mut Cluster, situation: &str, id: &str) {
             cluster.down(Side::B).await;
         }
         "backlog" => {
-            cluster
-                .diptych
-                .admin()
-                .post("/admin/drain/pause", &json!({}))
-                .await
-                .ok();
+            pause(cluster).await;
             cluster.down(Side::B).await;
             three_writes(cluster, id).await;
-            cluster.b.restart().await;
-            let healthy = |status: &serde_json::Value| match status["instances"][1]["up"] == true {
-                true => Ok(()),
-                false => Err("not up yet".to_owned()),
-            };
-            cluster.diptych.wait_status("the replica is up", healthy).await;
+            back(cluster).await;
         }
+        // Repairs are held, so that the test can look at what would be over in a moment.
         "wiped" => {
+            pause(cluster).await;
             cluster.down(Side::B).await;
             cluster.b.wipe();
-            cluster.b.restart().await;
+            back(cluster).await;
+        }
+        "unreadable" => {
+            pause(cluster).await;
+            cluster.down(Side::B).await;
+            assert!(break_indices(cluster.b.dir()) > 0, "an index was stored");
+            back(cluster).await;
+            let (api, diptych) = (&cluster.api, &cluster.diptych);
+            let query = json!({"query_embeddings": [[1.0, 2.0]], "n_results": 1});
+            eventually(std::time::Duration::from_secs(60), "it is noticed", || async {
+                api.op(id, "query", &query).await.ok();
+                match diptych.status().await["instances"][1]["repairs"] == 1 {
+                    true => Ok(()),
+                    false => Err("no repair"),
+                }
+            })
+            .await;
         }
         "differ" => {
             let on_b = cluster.b.api().by_name("docs").await.ok().id();
@@ -133,6 +191,22 @@ async fn enter(cluster: &mut Cluster, situation: &str, id: &str) {
         }
         other => panic!("the guide speaks of a situation that nobody makes: {other}"),
     }
+}
+
+/// Holds drain and repairs.
+async fn pause(cluster: &Cluster) {
+    let admin = cluster.diptych.admin();
+    admin.post("/admin/drain/pause", &json!({})).await.ok();
+}
+
+/// The replica runs again, and is known again.
+async fn back(cluster: &mut Cluster) {
+    cluster.b.restart().await;
+    let up = |status: &Value| match status["instances"][1]["up"] == true {
+        true => Ok(()),
+        false => Err("not up yet".to_owned()),
+    };
+    cluster.diptych.wait_status("the replica is up", up).await;
 }
 
 async fn three_writes(cluster: &Cluster, id: &str) {
@@ -149,9 +223,10 @@ async fn leave(cluster: &mut Cluster) {
             cluster.node(side).restart().await;
         }
     }
+    let admin = cluster.diptych.admin();
+    admin.post("/admin/drain/resume", &json!({})).await.ok();
     cluster.diptych.wait_drained().await;
     // Monitoring speaks of the ports' processes: what it says of them is asked of a system that has settled.
-    let admin = cluster.diptych.admin();
     eventually(std::time::Duration::from_secs(60), "healthy", || async {
         let health = admin.try_get("/health").await?.json();
         match health["status"] == "healthy" {

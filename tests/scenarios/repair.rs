@@ -198,7 +198,7 @@ async fn same_records(a: &ChromaNode, b: &ChromaNode) -> usize {
 }
 
 /// Overwrites what a node has stored of its vector indices; how many files that were.
-fn break_indices(dir: &Path) -> usize {
+pub fn break_indices(dir: &Path) -> usize {
     let mut broken = 0;
     for folder in std::fs::read_dir(dir).expect("the node's folder").flatten() {
         for name in ["header.bin", "data_level0.bin", "length.bin", "link_lists.bin"] {
