@@ -53,14 +53,14 @@ impl Waiting {
         if total > 0 && self.bar.length() != Some(total) {
             self.bar.set_length(total);
             self.bar.set_style(style(
-                "{spinner} [{bar:30}] {human_pos} of {human_len}  {wide_msg} {elapsed}",
+                "{spinner} [{bar:30}] {human_pos} of {human_len} {wide_msg} {elapsed}",
             ));
         }
         self.bar.set_position(done.min(total));
         self.bar.set_message(what.to_owned());
         match total {
             0 => self.line(what),
-            _ => self.line(&format!("{done} of {total}  {what}")),
+            _ => self.line(&format!("{done} of {total} {what}")),
         }
     }
 

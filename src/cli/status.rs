@@ -42,7 +42,7 @@ pub struct StatusArgs {
 /// Asks and prints.
 pub fn status(args: &StatusArgs) -> ExitCode {
     match args.watch {
-        None => once(&args.at),
+        None => once(&args.at, ""),
         Some(seconds) => watch(&args.at, Duration::from_secs(seconds)),
     }
 }
@@ -51,17 +51,17 @@ pub fn status(args: &StatusArgs) -> ExitCode {
 fn watch(args: &Where, pause: Duration) -> ExitCode {
     let in_place = std::io::stdout().is_terminal() && !args.json;
     loop {
-        if in_place {
-            print!("\x1b[H\x1b[2J");
-        }
-        let _ = once(args);
+        let _ = once(args, if in_place { "\x1b[H\x1b[2J" } else { "" });
         let _ = std::io::stdout().flush();
         std::thread::sleep(pause);
     }
 }
 
-fn once(args: &Where) -> ExitCode {
-    match answer(args) {
+/// `before` is printed once the answer is there, so that the page before it stays until then.
+fn once(args: &Where, before: &str) -> ExitCode {
+    let answer = answer(args);
+    print!("{before}");
+    match answer {
         Ok((authority, text)) => {
             let status: Value = serde_json::from_slice(&text).unwrap_or_default();
             if args.json {
