@@ -96,7 +96,14 @@ pub fn verify(core: &Arc<Core>, one: Option<Arc<Collection>>, options: Options) 
     let its_core = core.clone();
     core.env.spawn(Box::pin(async move {
         for collection in collections {
-            for finding in compare(&its_core, &collection, options).await {
+            let so_far = report.clone();
+            let tell = |records: usize| {
+                its_core.repairing.put_report(Report {
+                    records: so_far.records + records,
+                    ..so_far.clone()
+                });
+            };
+            for finding in compare(&its_core, &collection, options, &tell).await {
                 report.records += finding.records;
                 report.differing += finding.differing;
                 report.findings.push(finding);
@@ -121,8 +128,11 @@ fn living(core: &Core) -> Vec<Arc<Collection>> {
     all
 }
 
+/// Hears how many records of a collection are compared so far.
+type Tell<'a> = &'a (dyn Fn(usize) + Send + Sync);
+
 /// Compares every node that is in step with a collection with the first of them.
-async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Options) -> Vec<Finding> {
+async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Options, tell: Tell<'_>) -> Vec<Finding> {
     let facts = collection.facts();
     let usable = core.usable(collection);
     let mut findings = vec![];
@@ -155,7 +165,10 @@ async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Option
             target,
         };
         let outcome = match usable.contains(&target) {
-            true => compare_pair(&job, options, &mut finding).await,
+            true => {
+                let before: usize = findings.iter().map(|one: &Finding| one.records).sum();
+                compare_pair(&job, options, &mut finding, &|records| tell(before + records)).await
+            }
             false => Err(Trouble::Wait("the node is not in step".to_owned())),
         };
         if let Err(trouble) = outcome {
@@ -179,14 +192,14 @@ async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Option
     findings
 }
 
-async fn compare_pair(job: &Job, options: Options, finding: &mut Finding) -> Result<(), Trouble> {
+async fn compare_pair(job: &Job, options: Options, finding: &mut Finding, tell: Tell<'_>) -> Result<(), Trouble> {
     let (source, _) = job.objects().await?;
     let space = source.space();
     let settings = Pass {
         sample: options.sample,
         rate: options.rate,
     };
-    let compared = pass(job, settings, space, |_, _| {}).await?;
+    let compared = pass(job, settings, space, |records, _| tell(records)).await?;
     finding.records = compared.records;
     let suspects: Vec<String> = compared.suspects.into_iter().collect();
     let mut found = BTreeSet::new();
@@ -375,7 +388,7 @@ pub async fn keep_verifying(core: Arc<Core>) {
             .find(|collection| now.saturating_sub(*last.get(&collection.generation).unwrap_or(&started)) >= interval);
         if let Some(collection) = due {
             last.insert(collection.generation, now);
-            compare(&core, &collection, options).await;
+            compare(&core, &collection, options, &|_| {}).await;
         }
     }
 }
