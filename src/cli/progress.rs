@@ -70,11 +70,7 @@ impl Waiting {
         if left == 0 && self.most.get() == 0 {
             return self.say(what);
         }
-        self.share(
-            &format!("{what}, {left} pending"),
-            self.most.get() - left,
-            self.most.get(),
-        );
+        self.share(&format!("drained; {what}"), self.most.get() - left, self.most.get());
     }
 
     /// Until the next look.
