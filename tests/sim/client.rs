@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::fakes::{DATABASE, Rng, TENANT};
-use crate::history::{Effect, Fate, Fields, History, NameEffect, Read, Write, document_number};
+use crate::history::{Effect, Fate, Fields, History, NameEffect, Read, Seen, Write, document_number};
 use crate::plan::{Plan, milliseconds};
 use crate::proxy::{Called, Proxy};
 use crate::world::World;
@@ -181,7 +181,10 @@ impl Client {
             format!("{sent}: {} {} {body}", kind.label(), collection.facts().name)
         });
         let settled = collection.dimension_known();
-        let fate = self.send(proxy, &collection, kind, body, settled).await;
+        if kind != RecordWrite::Delete {
+            self.shared.history.writes(sent, &ids);
+        }
+        let (fate, deleted) = self.send(proxy, &collection, kind, body, settled).await;
         let answered = self.shared.world.tick();
         self.shared
             .world
@@ -192,7 +195,13 @@ impl Client {
             fate,
             effect,
         };
-        self.shared.history.wrote(id, &ids, &write);
+        let history = &self.shared.history;
+        match (&write.effect, deleted) {
+            (Effect::DeleteNumber(number), Some(found)) => {
+                history.deleted_by_number(id, &ids, *number, &write, found);
+            }
+            _ => history.wrote(id, &ids, &write),
+        }
     }
 
     async fn send(
@@ -202,7 +211,7 @@ impl Client {
         kind: RecordWrite,
         body: Value,
         settled: bool,
-    ) -> Fate {
+    ) -> (Fate, Option<usize>) {
         let (core, collection) = (proxy.core.clone(), collection.clone());
         let called = proxy.call(async move {
             let body = Bytes::from(body.to_string());
@@ -222,8 +231,8 @@ impl Client {
                 .await
         });
         match called.await {
-            Called::Answered(answer) if answer.status == 400 && settled => Fate::Refused,
-            called => fate_of(&called),
+            Called::Answered(answer) if answer.status == 400 && settled => (Fate::Refused, None),
+            called => (fate_of(&called), deleted(&called)),
         }
     }
 
@@ -237,7 +246,11 @@ impl Client {
             self.shared
                 .world
                 .say(&self.name, || format!("{sent}: read {id}: {seen:?} at {answered}"));
-            let read = Read { sent, answered, seen };
+            let read = Read {
+                sent,
+                answered,
+                seen: Seen::Document(seen),
+            };
             self.shared.history.read(collection.client_id, id, read);
         }
     }
@@ -322,6 +335,14 @@ impl Client {
             effect,
         });
     }
+}
+
+/// How many records an acknowledged delete has deleted.
+fn deleted(called: &Called<Answer>) -> Option<usize> {
+    let Called::Answered(answer) = called else { return None };
+    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    let deleted = body.get("deleted")?.as_u64()?;
+    (answer.status < 300).then(|| usize::try_from(deleted).ok())?
 }
 
 /// Below 300 it is done, below 500 it is not, beyond that nobody knows. No client sends what a sound node refuses with

@@ -3,7 +3,9 @@
 //! A record is a register: the effects of the writes on it, in some order that respects who was answered before whom
 //! asked. Acknowledged writes have their effect once; those of unknown outcome have it at most once, at any time after
 //! they were sent. Each read has to be explained by some such order of the writes, and so has what is there at the end.
-//! Reads are not ordered among themselves: while a write is under way one node has it and another does not.
+//! Reads are not ordered among themselves: while a write is under way one node has it and another does not. A delete by
+//! filter is a read of all that it did not find: what is read there of a write that nobody was told of may vanish again
+//! (schedule S34).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
@@ -149,8 +151,25 @@ pub struct Write<E> {
 pub struct Read {
     pub sent: u64,
     pub answered: u64,
-    /// The document's number of the record, if it was there.
-    pub seen: Option<Option<u64>>,
+    pub seen: Seen,
+}
+
+/// What a read says of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// The document's number, if the record was there.
+    Document(Option<Option<u64>>),
+    /// A filter by this number did not find it.
+    NotNumber(u64),
+}
+
+impl Seen {
+    fn fits(self, state: &State) -> bool {
+        match self {
+            Seen::Document(seen) => state.as_ref().map(|record| record.document) == seen,
+            Seen::NotNumber(number) => state.as_ref().is_none_or(|record| record.number != number),
+        }
+    }
 }
 
 /// What one operation did to the names of collections.
@@ -178,13 +197,37 @@ pub struct Phase {
     pub names: Vec<Write<NameEffect>>,
 }
 
-/// What clients did since the last time everything was at rest.
 #[derive(Default)]
-pub struct History(pub Mutex<Phase>);
+pub struct History {
+    /// What clients did since the last time everything was at rest.
+    pub phase: Mutex<Phase>,
+    /// Of how many records each number was written.
+    widths: Mutex<BTreeMap<u64, usize>>,
+}
 
 impl History {
+    pub fn writes(&self, number: u64, ids: &[&str]) {
+        self.widths.lock().insert(number, ids.len());
+    }
+
+    /// An acknowledged delete of the records of this number found so many.
+    pub fn deleted_by_number(&self, collection: Uuid, ids: &[&str], number: u64, write: &Write<Effect>, found: usize) {
+        let (sent, answered) = (write.sent, write.answered);
+        if found == 0 {
+            for id in ids {
+                let seen = Seen::NotNumber(number);
+                self.read(collection, id, Read { sent, answered, seen });
+            }
+            return;
+        }
+        // Which of them it found nobody says.
+        let all = self.widths.lock().get(&number).is_none_or(|width| found >= *width);
+        let fate = if all { Fate::Acked } else { Fate::Unknown };
+        self.wrote(collection, ids, &Write { fate, ..write.clone() });
+    }
+
     pub fn wrote(&self, collection: Uuid, ids: &[&str], write: &Write<Effect>) {
-        let mut phase = self.0.lock();
+        let mut phase = self.phase.lock();
         for id in ids {
             let key = (collection, (*id).to_owned());
             phase.writes.entry(key).or_default().push(write.clone());
@@ -193,11 +236,11 @@ impl History {
 
     pub fn read(&self, collection: Uuid, id: &str, read: Read) {
         let key = (collection, id.to_owned());
-        self.0.lock().reads.entry(key).or_default().push(read);
+        self.phase.lock().reads.entry(key).or_default().push(read);
     }
 
     pub fn named(&self, write: Write<NameEffect>) {
-        self.0.lock().names.push(write);
+        self.phase.lock().names.push(write);
     }
 }
 
@@ -274,7 +317,7 @@ pub fn check_record(base: &State, writes: &[Write<Effect>], reads: &[Read], now:
                 write.fate = Fate::Unknown;
             }
         }
-        let accept = |state: &State| state.as_ref().map(|record| record.document) == read.seen;
+        let accept = |state: &State| read.seen.fits(state);
         if !explained(base, &writes, Some((read.sent, read.answered)), &apply, &accept) {
             return Err(format!(
                 "no order of the writes explains a read\n  {read:?}\n  before: {base:?}\n{}",
@@ -410,13 +453,36 @@ mod tests {
     #[test]
     fn a_stale_read_is_noticed() {
         let writes = [write(1, 2, Fate::Acked, upsert(1)), write(3, 6, Fate::Acked, upsert(2))];
-        let read = |sent, answered, seen| Read { sent, answered, seen };
+        let read = |sent, answered, seen| Read {
+            sent,
+            answered,
+            seen: Seen::Document(seen),
+        };
         let check = |read| check_record(&None, &writes, &[read], None).is_ok();
         assert!(check(read(4, 5, Some(Some(1)))), "under way");
         assert!(check(read(4, 5, Some(Some(2)))), "under way");
         assert!(!check(read(7, 8, Some(Some(1)))), "stale");
         assert!(!check(read(7, 8, None)), "lost");
         assert!(!check(read(1, 2, Some(Some(2)))), "not sent yet");
+    }
+
+    #[test]
+    fn what_a_filter_did_not_find_was_not_there() {
+        let writes = |fate| [write(1, 2, Fate::Acked, upsert(1)), write(3, 4, fate, Effect::Delete)];
+        let read = Read {
+            sent: 5,
+            answered: 6,
+            seen: Seen::NotNumber(1),
+        };
+        let check = |fate| {
+            let there = state(&[upsert(1)]);
+            check_record(&None, &writes(fate), std::slice::from_ref(&read), Some(&there))
+        };
+        assert!(
+            check(Fate::Unknown).is_ok(),
+            "the delete may be undone: nobody was told of it"
+        );
+        assert!(check(Fate::Refused).is_err());
     }
 
     #[test]

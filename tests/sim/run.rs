@@ -415,7 +415,7 @@ impl Stage {
                 now.records.insert(key, Some(history::record_of(one)));
             }
         }
-        let phase = std::mem::take(&mut *self.clients.history.0.lock());
+        let phase = std::mem::take(&mut *self.clients.history.phase.lock());
         history::check_names(&base.names, &phase.names, &ids)?;
         let (none, empty) = (vec![], None);
         let keys = phase.writes.keys().chain(phase.reads.keys()).chain(base.records.keys());
