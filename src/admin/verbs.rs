@@ -21,7 +21,7 @@ use crate::config::nearest;
 use crate::drain::records_of;
 use crate::env::BoxFuture;
 use crate::events::{KEPT, Kind};
-use crate::journal::{Change, Commit, JournalError, PayloadRow};
+use crate::journal::{Change, Commit, JournalError, Outline, PayloadRow};
 use crate::mirror::{Answer, Core, RepairWanted, Scope, StaysIn};
 use crate::repair::jobs::{self, Options, Sample};
 
@@ -30,7 +30,6 @@ const SHOWN: usize = 100;
 const MOST_SHOWN: usize = 1000;
 /// How far into a lane a list reaches: rows, and bytes of their bodies, which are read to be counted.
 const MOST_READ: usize = 10_000;
-const MOST_BYTES: usize = 64 << 20;
 /// How much of an entry's body is shown.
 const BODY_SHOWN: usize = 64 << 10;
 
@@ -250,7 +249,8 @@ async fn row(core: &Arc<Core>, id: &str) -> Result<PayloadRow, Refusal> {
 }
 
 /// An entry without its body.
-pub fn shown(core: &Core, row: &PayloadRow) -> Value {
+pub fn shown(core: &Core, outline: &Outline) -> Value {
+    let Outline { row, bytes } = outline;
     json!({
         "id": row.id,
         "node": row.node,
@@ -263,7 +263,7 @@ pub fn shown(core: &Core, row: &PayloadRow) -> Value {
         "attempts": row.attempts,
         "in_doubt": row.in_doubt,
         "refused_before": row.refused,
-        "bytes": row.body.len(),
+        "bytes": bytes,
         "created_at": time(row.created_at),
     })
 }
@@ -277,7 +277,7 @@ fn scope_word(generation: Option<Generation>) -> &'static str {
 }
 
 fn shown_whole(core: &Core, row: &PayloadRow) -> Value {
-    let mut value = shown(core, row);
+    let mut value = shown(core, &Outline::of(row));
     value["records"] = json!(records_of(row).map(|ids| ids.len()));
     value["truncated"] = json!(row.body.len() > BODY_SHOWN);
     value["body"] = match serde_json::from_slice(&row.body) {
@@ -371,9 +371,9 @@ async fn entries(core: &Arc<Core>, query: Option<&str>) -> Outcome {
                 "A list reaches {MOST_READ} entries into a lane; narrow it with node, collection or scope."
             )));
         }
-        let rows = core.log.journal().payloads(name, generation, reach, MOST_BYTES);
+        let rows = core.log.journal().outlines(name, generation, offset, reach - offset);
         let rows = rows.await.map_err(no_log)?;
-        found.extend(rows.iter().skip(offset).map(|row| shown(core, row)));
+        found.extend(rows.iter().map(|row| shown(core, row)));
         offset = 0;
     }
     Ok(json!({ "entries": found, "total": total }))

@@ -86,6 +86,10 @@ impl Collection {
         self.pinned.store(node + 1, Ordering::SeqCst);
     }
 
+    pub fn unpin(&self) {
+        self.pinned.store(0, Ordering::SeqCst);
+    }
+
     /// The record as it stands in the journal, without node ids.
     pub fn record(&self) -> CollectionRecord {
         let facts = self.facts();

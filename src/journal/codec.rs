@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Backlog, CollectionRecord, DatabaseRecord, EventRecord, Intent, JournalError, MaintenanceRecord, NodeRecord,
-    PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow,
+    Outline, PayloadRow, RepairKind, RepairRow, Snapshot, SuspectRow,
 };
 use crate::chroma::{Generation, Op};
 
@@ -119,23 +119,43 @@ impl StoredPayload {
     }
 
     pub fn unpack(self) -> Result<PayloadRow, CodecError> {
+        let body = decompress(&self.body, self.body_bytes)?;
         Ok(PayloadRow {
+            body,
+            ..self.unpack_outline()?.row
+        })
+    }
+
+    pub fn unpack_outline(self) -> Result<Outline, CodecError> {
+        let row = PayloadRow {
             id: self.id,
             node: untext(self.node),
             generation: self.generation,
             lsn: self.lsn,
             op: serde_json::from_str(&self.op)?,
-            body: decompress(&self.body, self.body_bytes)?,
+            body: Bytes::new(),
             refused: self.refused,
             in_doubt: self.in_doubt,
             attempts: i32::try_from(self.attempts)?,
             parked: self.parked.map(untext),
             created_at: self.created_at,
+        };
+        Ok(Outline {
+            row,
+            bytes: u64::try_from(self.body_bytes)?,
         })
     }
 
     /// In the order in which every statement of `sql` names the columns.
     pub fn read(row: &impl Columns) -> sqlx::Result<Self> {
+        Ok(Self {
+            body: row.bytes(12)?,
+            ..Self::read_outline(row)?
+        })
+    }
+
+    /// All but the body, which the statement did not ask for.
+    pub fn read_outline(row: &impl Columns) -> sqlx::Result<Self> {
         Ok(Self {
             id: row.id(0)?,
             node: row.str(1)?,
@@ -149,7 +169,7 @@ impl StoredPayload {
             parked: row.opt_str(9)?,
             created_at: row.time(10)?,
             body_bytes: row.int(11)?,
-            body: row.bytes(12)?,
+            body: vec![],
         })
     }
 }

@@ -62,6 +62,27 @@ pub struct PayloadRow {
     pub created_at: DateTime<Utc>,
 }
 
+/// A payload row as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// With an empty body.
+    pub row: PayloadRow,
+    /// Of the body.
+    pub bytes: u64,
+}
+
+impl Outline {
+    pub fn of(row: &PayloadRow) -> Self {
+        Self {
+            bytes: row.body.len() as u64,
+            row: PayloadRow {
+                body: Bytes::new(),
+                ..row.clone()
+            },
+        }
+    }
+}
+
 /// How a repair row is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RepairKind {
@@ -272,6 +293,8 @@ pub enum Change {
         generation: Generation,
         node: String,
     },
+    /// All nodes hold the records in one order again.
+    UnpinReads(Generation),
     /// All repair rows and suspects of a collection, and its pin (it was deleted).
     RemoveRepairsOf(Generation),
     ParkRepair {
@@ -401,6 +424,14 @@ pub trait Journal: Send + Sync + 'static {
         max_rows: usize,
         max_bytes: usize,
     ) -> Result<Vec<PayloadRow>, JournalError>;
+    /// Payload rows of a lane on a node, by LSN, without the first `offset`, at most `limit`; no body is read.
+    async fn outlines(
+        &self,
+        node: &str,
+        generation: Option<Generation>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Outline>, JournalError>;
     /// Intents above `above`, by LSN, at most `limit`.
     async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError>;
     /// Drops intents up to `covered`, as far as that can be done without touching single rows: intents lie in tables
@@ -409,7 +440,7 @@ pub trait Journal: Send + Sync + 'static {
     /// One payload row.
     async fn payload(&self, id: Uuid) -> Result<Option<PayloadRow>, JournalError>;
     /// Parked rows, newest first.
-    async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError>;
+    async fn parked(&self, limit: usize) -> Result<Vec<Outline>, JournalError>;
     /// Events with an id below `before`, newest first.
     async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError>;
     /// A read round trip: is it there?

@@ -111,9 +111,15 @@ macro_rules! both_sides {
 pub(super) use both_sides;
 
 /// In the order of [`StoredPayload::read`].
+macro_rules! outline_columns {
+    () => {
+        "id, node, generation, subject, lsn, op, refused, in_doubt, attempts, parked, created_at, body_bytes"
+    };
+}
+
 macro_rules! payload_columns {
     () => {
-        "id, node, generation, subject, lsn, op, refused, in_doubt, attempts, parked, created_at, body_bytes, body"
+        concat!(outline_columns!(), ", body")
     };
 }
 
@@ -141,6 +147,18 @@ macro_rules! lane {
              FROM (SELECT lsn, body_bytes FROM diptych_payload_rows WHERE node = $1 AND ",
             $generation,
             " ORDER BY lsn LIMIT $2) AS first_rows) AS sums WHERE upto <= $3 OR upto = body_bytes) ORDER BY lsn"
+        )
+    };
+}
+
+macro_rules! outlines {
+    ($generation:literal) => {
+        concat!(
+            "SELECT ",
+            outline_columns!(),
+            " FROM diptych_payload_rows WHERE node = $1 AND ",
+            $generation,
+            " ORDER BY lsn LIMIT $2 OFFSET $3"
         )
     };
 }
@@ -337,11 +355,22 @@ pub fn payloads(node: &str, generation: Option<Generation>, max_rows: usize, max
     Statement::new(sql, values)
 }
 
+/// See [`super::Journal::outlines`].
+pub fn outlines(node: &str, generation: Option<Generation>, offset: usize, limit: usize) -> Statement {
+    let mut values = vec![string(node), size(limit), size(offset)];
+    values.extend(generation.map(Value::Int));
+    let sql = match generation {
+        Some(_) => outlines!("generation = $4"),
+        None => outlines!("generation IS NULL"),
+    };
+    Statement::new(sql, values)
+}
+
 /// See [`super::Journal::parked`].
 pub fn parked(limit: usize) -> Statement {
     let sql = concat!(
         "SELECT ",
-        payload_columns!(),
+        outline_columns!(),
         " FROM diptych_payload_rows WHERE parked IS NOT NULL ORDER BY created_at DESC, lsn DESC LIMIT $1"
     );
     Statement::new(sql, vec![size(limit)])
@@ -488,6 +517,7 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
             run(sql, vec![Value::Ids(ids.clone())]);
         }
         Change::PinReads { generation, node } => run(PIN_READS, vec![Value::Int(*generation), string(node)]),
+        Change::UnpinReads(generation) => run(UNPIN_READS, vec![Value::Int(*generation)]),
         Change::RemoveRepairsOf(generation) => {
             run(
                 "DELETE FROM diptych_repair_rows WHERE generation = $1",
@@ -497,10 +527,7 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
                 "DELETE FROM diptych_suspects WHERE generation = $1",
                 vec![Value::Int(*generation)],
             );
-            run(
-                "DELETE FROM diptych_read_pins WHERE generation = $1",
-                vec![Value::Int(*generation)],
-            );
+            run(UNPIN_READS, vec![Value::Int(*generation)]);
         }
         Change::PutCollection(collection) => run(PUT_COLLECTION, collection_values(collection)),
         Change::PutNodeId { generation, node, id } => {
@@ -609,6 +636,8 @@ const INSERT_EVENT: &str = "INSERT INTO diptych_events (id, at, kind, node, who,
 
 const PIN_READS: &str = "INSERT INTO diptych_read_pins (generation, node) VALUES ($1, $2) \
      ON CONFLICT (generation) DO UPDATE SET node = excluded.node";
+
+const UNPIN_READS: &str = "DELETE FROM diptych_read_pins WHERE generation = $1";
 
 const PUT_SUSPECT: &str = "INSERT INTO diptych_suspects (id, node, generation, ids, step, due_at) \
      VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET node = excluded.node, \

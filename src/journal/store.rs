@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::codec::{self, Columns, SnapshotRows, StoredPayload};
 use super::sql::{self, Dialect, Side, Statement, Step};
 use super::{
-    Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lease, Lsn, PayloadRow, SKEW, Snapshot,
+    Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lease, Lsn, Outline, PayloadRow, SKEW, Snapshot,
 };
 use crate::chroma::Generation;
 
@@ -283,6 +283,12 @@ impl<B: Backend> Store<B> {
         Ok(rows)
     }
 
+    async fn outline_rows(&self, statement: Statement) -> Result<Vec<Outline>, JournalError> {
+        let rows = within(CALL, self.question(statement)).await?;
+        let unpack = |row| StoredPayload::read_outline(row)?.unpack_outline();
+        rows.iter().map(|row| Ok(unpack(row)?)).collect()
+    }
+
     async fn payload_rows(&self, statement: Statement) -> Result<Vec<PayloadRow>, JournalError> {
         let rows = within(CALL, self.question(statement)).await?;
         let stored = rows
@@ -354,6 +360,16 @@ impl<B: Backend> Journal for Store<B> {
             .await
     }
 
+    async fn outlines(
+        &self,
+        node: &str,
+        generation: Option<Generation>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Outline>, JournalError> {
+        self.outline_rows(sql::outlines(node, generation, offset, limit)).await
+    }
+
     async fn raise_term(&self, holder: &Holder, term: i64, to: i64) -> Result<i64, JournalError> {
         let sent = AtomicBool::new(false);
         write_within(CALL, &sent, self.raised_term(holder, term, to, &sent)).await
@@ -374,8 +390,8 @@ impl<B: Backend> Journal for Store<B> {
         Ok(self.payload_rows(sql::payload(id)).await?.pop())
     }
 
-    async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
-        self.payload_rows(sql::parked(limit)).await
+    async fn parked(&self, limit: usize) -> Result<Vec<Outline>, JournalError> {
+        self.outline_rows(sql::parked(limit)).await
     }
 
     async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {

@@ -97,7 +97,7 @@ impl Core {
     ) -> Covered {
         if decision.reply == Reply::Indefinite {
             let nodes = decision.covers.iter().filter(|cover| cover.payload.is_some()).count();
-            self.remember_undecided(entry.lsn, nodes);
+            self.remember_undecided(entry.lsn, scope.generation(), nodes);
         }
         let mut rows = Vec::new();
         let mut affected = Vec::new();
@@ -351,6 +351,7 @@ impl Core {
                 Change::PutTenant(name) => self.catalog.put_tenant(name),
                 Change::RemoveDatabase { tenant, name } => self.catalog.remove_database(tenant, name),
                 Change::RemoveRepairs(ids) => self.uncount_repairs(|row| ids.contains(&row.id)),
+                Change::RemovePayloadsOf(generation) => self.forget_undecided(|of| of == *generation),
                 Change::RemoveRepairsOf(generation) => {
                     self.uncount_repairs(|row| row.generation == Some(*generation));
                     self.suspects.lock().retain(|_, row| row.generation != *generation);
@@ -360,6 +361,11 @@ impl Core {
                         (self.catalog.by_generation(*generation), self.cluster.index_of(node))
                     {
                         collection.pin(node);
+                    }
+                }
+                Change::UnpinReads(generation) => {
+                    if let Some(collection) = self.catalog.by_generation(*generation) {
+                        collection.unpin();
                     }
                 }
                 Change::ParkRepair { id, reason } => self.mark_repair(*id, Some(reason.clone())),
@@ -383,6 +389,7 @@ impl Core {
                     self.catalog.clear(self.env.wall());
                     self.repairs.lock().clear();
                     self.suspects.lock().clear();
+                    self.forget_undecided(|_| true);
                     self.namespace.pairs.iter().for_each(crate::lane::Pair::clear_rows);
                 }
                 Change::InsertPayload(row) if after_reset => {

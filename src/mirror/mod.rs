@@ -240,6 +240,7 @@ pub struct Core {
 /// An entry that no node had answered when its client was.
 #[derive(Debug)]
 struct Undecided {
+    generation: Option<Generation>,
     applied: Option<bool>,
     nodes_left: usize,
 }
@@ -397,12 +398,24 @@ impl Core {
     }
 
     /// Remembers an entry that no node has answered.
-    fn remember_undecided(&self, lsn: Lsn, nodes: usize) {
+    fn remember_undecided(&self, lsn: Lsn, generation: Option<Generation>, nodes: usize) {
         let entry = Undecided {
+            generation,
             applied: None,
             nodes_left: nodes,
         };
         self.undecided.lock().insert(lsn, entry);
+    }
+
+    /// The collection's rows are gone: no drain will ask what became of its entries.
+    fn forget_undecided(&self, which: impl Fn(Generation) -> bool) {
+        let gone = |entry: &Undecided| entry.generation.is_some_and(&which);
+        self.undecided.lock().retain(|_, entry| !gone(entry));
+    }
+
+    /// How many entries are remembered that no node had answered.
+    pub fn undecided(&self) -> usize {
+        self.undecided.lock().len()
     }
 
     /// Whether nobody knows yet what became of an entry that no node had answered.

@@ -71,7 +71,7 @@ impl Job {
         Scope::Collection(self.collection.clone())
     }
 
-    fn place(&self, node: NodeIndex) -> Result<Place, Trouble> {
+    pub(super) fn place(&self, node: NodeIndex) -> Result<Place, Trouble> {
         let is_source = node == self.source;
         match self.collection.node_id(node) {
             Some(id) => Ok(Place { node, id, is_source }),

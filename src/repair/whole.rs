@@ -328,13 +328,33 @@ async fn finish(
         let (source, target) = job.objects().await?;
         job.equalise_dimension(&source, &target).await?;
         verify::same_count(job, mended.absent).await?;
-        conclude(job, open, &mended.unreadable).await;
+        let in_order = job.collection.pinned().is_some() && mended.unreadable.is_empty() && same_order(job).await?;
+        conclude(job, open, &mended.unreadable, in_order).await;
         return Ok(());
     }
 }
 
-/// The node joins, but for what nobody could read. The caller holds the lane.
-async fn conclude(job: &Job, open: &[RepairRow], unreadable: &BTreeSet<String>) {
+/// Whether every node lists the records as the source does: then pages may come from any (schedule S28). Of a node that
+/// is behind or away nobody knows. The caller holds the lane.
+async fn same_order(job: &Job) -> Result<bool, Trouble> {
+    let core = &job.core;
+    let usable = core.usable(&job.collection);
+    let others = || (0..core.cluster.len()).filter(|&node| node != job.source);
+    if others().any(|node| node != job.target && !usable.contains(&node)) {
+        return Ok(false);
+    }
+    let ids = read::ids(core, &job.collection, job.from()?).await?;
+    for node in others() {
+        if read::ids(core, &job.collection, job.place(node)?).await? != ids {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The node joins, but for what nobody could read. `in_order`: pages need not come from one node any more. The caller
+/// holds the lane.
+async fn conclude(job: &Job, open: &[RepairRow], unreadable: &BTreeSet<String>, in_order: bool) {
     let core = &job.core;
     let scope = job.scope();
     let mut changes = vec![
@@ -347,6 +367,9 @@ async fn conclude(job: &Job, open: &[RepairRow], unreadable: &BTreeSet<String>) 
     ];
     if !unreadable.is_empty() {
         changes.push(job.left_over(open, unreadable));
+    }
+    if in_order {
+        changes.push(Change::UnpinReads(job.collection.generation));
     }
     fault::point("copy-complete");
     // The rows count until the repair rows are gone, and those go by the same commit.

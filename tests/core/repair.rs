@@ -1103,3 +1103,28 @@ async fn a_copy_ends_however_much_is_written_meanwhile() {
         Some("no node that it may be copied from is in step")
     );
 }
+
+/// S28: pages come from A while B holds the records in another order, and from any node once B is copied anew.
+#[tokio::test(start_paused = true)]
+async fn s28_a_copy_that_restores_the_order_ends_the_reading_from_one_node() {
+    let stage = Stage::new(28).await;
+    let c = stage.create("c").await;
+    for (n, id) in (0..).zip(["x", "y", "z"]) {
+        assert_eq!(stage.upsert(&c, id, n).await.status, 200);
+    }
+    stage.tamper(B, "c", RecordWrite::Delete, json!({"ids": ["x"]}));
+    stage.want(&c, B, records(&["x"])).await;
+    stage.repaired().await;
+    assert_eq!(c.pinned(), Some(A), "x is the last one on B");
+    stage.want(&c, B, RepairWanted::whole(1, "a test")).await;
+    stage.repaired().await;
+    assert_eq!(c.pinned(), Some(A), "the copy is made in place, and changes no order");
+    let rebuild = RepairWanted {
+        kind: RepairKind::Rebuild,
+        ..RepairWanted::whole(1, "a test")
+    };
+    stage.want(&c, B, rebuild).await;
+    stage.repaired().await;
+    assert_eq!(c.pinned(), None);
+    assert!(stage.journal.pins().is_empty());
+}

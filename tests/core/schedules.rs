@@ -290,3 +290,18 @@ async fn s35_a_write_on_its_way_at_the_kill_lands_before_the_next_proxy_looks() 
         after.assert_converged();
     }
 }
+
+/// What is remembered of an entry that no node answered in time goes with its collection.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_nobody_answered_is_forgotten_with_its_collection() {
+    let stage = Stage::new(50).await;
+    let c = stage.create("c").await;
+    for node in [A, B] {
+        stage.nodes[node].fault("\"w1\"", 1, Fault::Hidden);
+    }
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 504);
+    stage.down(B);
+    assert!(stage.core.undecided() > 0);
+    stage.delete("c").await;
+    assert_eq!(stage.core.undecided(), 0);
+}

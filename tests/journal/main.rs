@@ -17,8 +17,8 @@ use bytes::Bytes;
 use chrono::{DateTime, SubsecRound, Utc};
 use diptych::chroma::{Generation, Op};
 use diptych::journal::{
-    Backlog, Change, CollectionRecord, DatabaseRecord, Holder, Journal, JournalError, Lsn, PayloadRow, RepairKind,
-    RepairRow, first_lsn, open,
+    Backlog, Change, CollectionRecord, DatabaseRecord, Holder, Journal, JournalError, Lsn, Outline, PayloadRow,
+    RepairKind, RepairRow, first_lsn, open,
 };
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -320,6 +320,15 @@ async fn payloads_are_in_order_and_within_limits(url: &str) {
     assert_eq!(lsns(Some(2), 100, ALL).await, [11]);
     assert_eq!(lsns(None, 100, ALL).await, [12]);
     assert!(lsns(Some(3), 100, ALL).await.is_empty());
+    let all = journal.payloads("a", Some(1), 100, ALL).await.unwrap();
+    let outlines: Vec<_> = all.iter().map(Outline::of).collect();
+    assert_eq!(outlines[0].bytes, 1000);
+    for (offset, limit) in [(0, 100), (0, 2), (2, 2), (4, 100), (5, 100), (0, 0)] {
+        let found = journal.outlines("a", Some(1), offset, limit).await.unwrap();
+        let expected: Vec<_> = outlines.iter().skip(offset).take(limit).cloned().collect();
+        assert_eq!(found, expected, "{offset}, {limit}");
+    }
+    assert_eq!(journal.outlines("a", None, 0, 100).await.unwrap()[0].row.lsn, 12);
 }
 
 async fn payload_changes_do_what_they_say(url: &str) {
@@ -363,8 +372,8 @@ async fn payload_changes_do_what_they_say(url: &str) {
     };
     assert_eq!(left, [first.clone(), third.clone()]);
     assert_eq!(journal.payloads("a", Some(0), 10, ALL).await.unwrap(), []);
-    assert_eq!(journal.parked(10).await.unwrap(), [third.clone(), first]);
-    assert_eq!(journal.parked(1).await.unwrap(), [third]);
+    assert_eq!(journal.parked(10).await.unwrap(), [&third, &first].map(Outline::of));
+    assert_eq!(journal.parked(1).await.unwrap(), [Outline::of(&third)]);
     let bytes = left.iter().map(|row| row.body.len() as u64).sum();
     let backlog = Backlog {
         node: "a".to_owned(),

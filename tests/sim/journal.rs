@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use diptych::chroma::Generation;
-use diptych::journal::{Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lsn, PayloadRow, Snapshot};
+use diptych::journal::{
+    Change, Commit, EventRecord, Holder, Intent, Journal, JournalError, Lsn, Outline, PayloadRow, Snapshot,
+};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -198,6 +200,16 @@ impl Journal for SimJournal {
         rows
     }
 
+    async fn outlines(
+        &self,
+        node: &str,
+        generation: Option<Generation>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Outline>, JournalError> {
+        self.tables.outlines(node, generation, offset, limit).await
+    }
+
     async fn intents(&self, above: Lsn, limit: usize) -> Result<Vec<Intent>, JournalError> {
         self.asked().await;
         self.tables.intents(above, limit).await
@@ -213,7 +225,7 @@ impl Journal for SimJournal {
         self.tables.payload(id).await
     }
 
-    async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
+    async fn parked(&self, limit: usize) -> Result<Vec<Outline>, JournalError> {
         self.tables.parked(limit).await
     }
 

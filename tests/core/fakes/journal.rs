@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use diptych::chroma::Generation;
 use diptych::journal::{
     Backlog, Change, CollectionRecord, Commit, DatabaseRecord, EventRecord, Holder, Intent, Journal, JournalError,
-    Lease, Lsn, MaintenanceRecord, NodeRecord, PayloadRow, RepairRow, Snapshot, SuspectRow,
+    Lease, Lsn, MaintenanceRecord, NodeRecord, Outline, PayloadRow, RepairRow, Snapshot, SuspectRow,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -117,6 +117,10 @@ impl FakeJournal {
         rows.retain(|row| row.node == node);
         rows.sort_by_key(|row| row.lsn);
         rows
+    }
+
+    pub fn pins(&self) -> BTreeMap<Generation, String> {
+        self.tables.lock().pins.clone()
     }
 
     pub fn repairs(&self) -> Vec<RepairRow> {
@@ -277,6 +281,9 @@ impl Tables {
             }
             Change::PinReads { generation, node } => {
                 self.pins.insert(*generation, node.clone());
+            }
+            Change::UnpinReads(generation) => {
+                self.pins.remove(generation);
             }
             Change::PutSuspect(row) => {
                 self.suspects.insert(row.id, row.clone());
@@ -459,11 +466,24 @@ impl Journal for FakeJournal {
         Ok(page)
     }
 
-    async fn parked(&self, limit: usize) -> Result<Vec<PayloadRow>, JournalError> {
+    async fn outlines(
+        &self,
+        node: &str,
+        generation: Option<Generation>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Outline>, JournalError> {
+        self.check()?;
+        let mut rows = self.payloads_of(node);
+        rows.retain(|row| row.generation == generation);
+        Ok(rows.iter().skip(offset).take(limit).map(Outline::of).collect())
+    }
+
+    async fn parked(&self, limit: usize) -> Result<Vec<Outline>, JournalError> {
         self.check()?;
         let tables = self.tables.lock();
         let parked = tables.payloads.iter().rev().filter(|row| row.parked.is_some());
-        Ok(parked.take(limit).cloned().collect())
+        Ok(parked.take(limit).map(Outline::of).collect())
     }
 
     async fn events(&self, before: i64, limit: usize) -> Result<Vec<EventRecord>, JournalError> {
