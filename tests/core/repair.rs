@@ -1108,6 +1108,7 @@ async fn a_copy_ends_however_much_is_written_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn s28_a_copy_that_restores_the_order_ends_the_reading_from_one_node() {
     let stage = Stage::new(28).await;
+    stage.heal();
     let c = stage.create("c").await;
     for (n, id) in (0..).zip(["x", "y", "z"]) {
         assert_eq!(stage.upsert(&c, id, n).await.status, 200);

@@ -296,9 +296,8 @@ async fn s35_a_write_on_its_way_at_the_kill_lands_before_the_next_proxy_looks() 
 async fn an_entry_that_nobody_answered_is_forgotten_with_its_collection() {
     let stage = Stage::new(50).await;
     let c = stage.create("c").await;
-    for node in [A, B] {
-        stage.nodes[node].fault("\"w1\"", 1, Fault::Hidden);
-    }
+    stage.a().fault("\"w1\"", 1, DISK_FULL);
+    stage.b().fault("\"w1\"", 1, Fault::Hidden);
     assert_eq!(stage.upsert(&c, "x", 1).await.status, 504);
     stage.down(B);
     assert!(stage.core.undecided() > 0);
