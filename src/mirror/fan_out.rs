@@ -136,7 +136,12 @@ impl Core {
                 _ => false,
             };
             if odd && !self.marker_is_unchanged(node).await {
+                let was_applied = answer.outcome == Outcome::Applied;
                 *answer = NodeAnswer::skipped();
+                if was_applied {
+                    // It may have died since with what it applied, and come back with it.
+                    answer.outcome = Outcome::Unknown(Doubt::Silent);
+                }
             }
         }
     }
