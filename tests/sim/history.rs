@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::fakes::chroma;
+use crate::plan::MOST_WRITES;
 
 /// A record as clients can tell it apart: whoever wrote its document, its number, its embedding, and other keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -259,7 +260,7 @@ fn explained<E, S: Clone + Eq + Hash>(
     let until = read.map_or(u64::MAX, |(_, answered)| answered);
     let possible = |(_, write): &(usize, &Write<E>)| write.fate != Fate::Refused && write.sent <= until;
     let writes: Vec<(usize, &Write<E>)> = writes.iter().enumerate().filter(possible).collect();
-    assert!(writes.len() <= 128, "a phase has fewer writes");
+    assert!(writes.len() <= MOST_WRITES, "a phase has fewer writes");
     let acked = |at: usize| writes[at].1.fate == Fate::Acked;
     // What has to be done before the state is looked at.
     let needed = (0..writes.len()).filter(|&at| acked(at) && read.is_none_or(|(sent, _)| writes[at].1.answered < sent));

@@ -75,6 +75,8 @@ struct Inner {
     weather: Weather<NodeFault>,
     late: BTreeMap<u64, Late>,
     next_late: u64,
+    /// How often its folder was exchanged.
+    folder: u64,
 }
 
 pub struct SimNode {
@@ -98,6 +100,7 @@ impl SimNode {
                 weather: vec![],
                 late: BTreeMap::new(),
                 next_late: 0,
+                folder: 0,
             }),
             down: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
@@ -160,6 +163,7 @@ impl SimNode {
     pub fn wipe(&self) {
         self.world.say(self.name, || "wiped".to_owned());
         let mut inner = self.inner.lock();
+        inner.folder += 1;
         inner.chroma = Chroma::new(inner.rng.next());
     }
 
@@ -171,6 +175,7 @@ impl SimNode {
     pub fn restore(&self, folder: Chroma) {
         self.world.say(self.name, || "restored from a copy".to_owned());
         let mut inner = self.inner.lock();
+        inner.folder += 1;
         inner.chroma = folder;
         let seed = inner.rng.next();
         inner.chroma.reseed(seed);
@@ -334,11 +339,15 @@ impl SimNode {
 struct Flight {
     node: Arc<SimNode>,
     seen: Option<Seen>,
+    /// Which of the node's folders it was sent to: it is never found in another one.
+    folder: u64,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if let Some(seen) = self.seen.take() {
+        if let Some(seen) = self.seen.take()
+            && self.folder == self.node.inner.lock().folder
+        {
             self.node.abandoned(seen);
         }
     }
@@ -418,6 +427,7 @@ impl NodeClient for Line {
             return Err(refused());
         }
         let mut flight = Flight {
+            folder: node.inner.lock().folder,
             node: node.clone(),
             seen: Some(seen),
         };

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::fakes::Rng;
 
 /// What can go wrong with one request to a node that is there.
+/// Writes in one phase.
+pub const MOST_WRITES: usize = 128;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeFault {
     NotSent,
@@ -92,14 +95,16 @@ impl Plan {
         let mut rng = Rng::new(seed ^ 0x9_1a7e);
         let phases = 1 + rng.below(4);
         let phases = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
+        let clients = match rng.below(4) {
+            // So many that they wait for each other, and their writes are combined.
+            0 => 6 + rng.below(5) as usize,
+            _ => 2 + rng.below(3) as usize,
+        };
         Self {
             seed,
-            clients: match rng.below(4) {
-                // So many that they wait for each other, and their writes are combined.
-                0 => 6 + rng.below(5) as usize,
-                _ => 2 + rng.below(3) as usize,
-            },
-            operations: 6 + rng.below(20) as usize,
+            clients,
+            // The checker follows so many writes of one phase.
+            operations: (6 + rng.below(20) as usize).min(MOST_WRITES / clients),
             ids: [1, 2, 4, 12][rng.below(4) as usize],
             names: 1 + rng.below(3) as usize,
             namespace: [0, 40, 120, 300][rng.below(4) as usize],
