@@ -15,11 +15,24 @@ use crate::chroma::{Page, Route, render_list, translate, translate_list, transla
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::mirror::{Answer, Core};
 
-/// A list that cannot be complete yet is put together again after this long.
-const LIST_AGAIN: Duration = Duration::from_millis(100);
+/// While a node is up, what nobody can show yet is looked for again after this long, so many times: nodes come into step
+/// one after the other when the proxy starts.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const MOST_LOOKS: usize = 20;
 
 /// Answers a read of the namespace; `raw` is the path with its query.
 pub async fn answer(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
+    for _ in 1..MOST_LOOKS {
+        let answer = look(core, route.clone(), raw).await;
+        if answer.status != 503 || core.cluster.up().next().is_none() {
+            return answer;
+        }
+        core.env.sleep(LOOK_AGAIN).await;
+    }
+    look(core, route, raw).await
+}
+
+async fn look(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
     core.wait_for_namespace().await;
     let outcome = match route {
         Route::Database { tenant, database } => show_database(core, &tenant, &database, raw).await,
@@ -124,42 +137,12 @@ async fn count_collections(core: &Arc<Core>, tenant: &str, database: &str) -> Re
     Ok(Answer::of_node(&response, items.len().to_string().into()))
 }
 
-/// [`show_all`], waiting for a node that can show what is missing, as long as for the node of a single collection.
+/// Every collection of a database, by the id that clients see, each as a node shows it that has no repair open for it.
 async fn all_collections(
     core: &Arc<Core>,
     tenant: &str,
     database: &str,
 ) -> Result<(NodeResponse, Vec<(Uuid, String)>), Answer> {
-    let limit = core.env.sleep(core.settings.behind_wait);
-    tokio::pin!(limit);
-    let mut changes = core.cluster.watch_changes();
-    loop {
-        changes.mark_unchanged();
-        if let Some(all) = show_all(core, tenant, database).await? {
-            return Ok(all);
-        }
-        if core.cluster.up().next().is_none() {
-            break;
-        }
-        tokio::select! {
-            biased;
-            _ = changes.changed() => {}
-            () = &mut limit => break,
-            () = core.env.sleep(LIST_AGAIN) => {}
-        }
-    }
-    Err(Answer::unavailable(
-        "Not all collections of this database can be shown at the moment.",
-    ))
-}
-
-/// Every collection of a database, by the id that clients see, each as a node shows it that has no repair open for it;
-/// `None`: one of them has no such node.
-async fn show_all(
-    core: &Arc<Core>,
-    tenant: &str,
-    database: &str,
-) -> Result<Option<(NodeResponse, Vec<(Uuid, String)>)>, Answer> {
     for look_again in [true, false] {
         // What is created meanwhile may be missing, what is deleted meanwhile may.
         let expected = core.catalog.in_database(tenant, database);
@@ -194,13 +177,15 @@ async fn show_all(
         }
         let Some(response) = answered else { break };
         if is_complete(&expected, &items) && !(unknown && look_again) {
-            return Ok(Some((response, items.into_iter().collect())));
+            return Ok((response, items.into_iter().collect()));
         }
         if unknown && look_again {
             core.learn_database(tenant, database).await?;
         }
     }
-    Ok(None)
+    Err(Answer::unavailable(
+        "Not all collections of this database can be shown at the moment.",
+    ))
 }
 
 /// Nodes in step with the namespace whose collections are all known, unless there are none such yet.
