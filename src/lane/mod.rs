@@ -6,7 +6,7 @@
 //! handover to live (design.md R1, R4, 6).
 //!
 //! The worker takes the first entry; compatible writes behind it come along and become one upstream batch
-//! ([`choose`]). Chroma's cost of a write is per request, so this is where many writers get their speed from.
+//! (`choose`). Chroma's cost of a write is per request, so this is where many writers get their speed from.
 //!
 //! What may wait is bounded: writes and bytes per lane, bytes over all lanes, and time.
 
