@@ -15,8 +15,8 @@ use crate::env::{SharedEnv, within};
 /// How often a commit whose outcome is unknown is tried again before the caller is told.
 const IMMEDIATE_RETRIES: usize = 3;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// How often more, where it has to be known.
-const KNOWN_TRIES: usize = 100;
+/// For how long, where it has to be known.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// How many intents one commit takes, and about how many bytes of them.
 const GROUP: usize = 1000;
@@ -50,6 +50,8 @@ pub struct Log {
     term: AtomicI64,
     /// Held by commits, and alone by whoever moves our own term on: that is not another proxy.
     steady: RwLock<()>,
+    /// Our own next term, which the journal may have already or not.
+    raising: Mutex<Option<i64>>,
     positions: Mutex<Positions>,
     group: Mutex<Group>,
     /// The low-water mark that the journal has.
@@ -113,6 +115,7 @@ impl Log {
             env,
             term: AtomicI64::new(term),
             steady: RwLock::default(),
+            raising: Mutex::default(),
             positions: Mutex::new(Positions {
                 next: first_lsn(term),
                 open: BTreeSet::new(),
@@ -206,26 +209,46 @@ impl Log {
             positions.next = positions.next.max(first_lsn(term));
         }
         let _alone = self.steady.write().await;
-        // Unknown means that the old term may be gone: commits wait here until it is known, or they would find themselves
-        // fenced by us.
-        let mut left = KNOWN_TRIES;
-        let mut uncertain = false;
+        self.finish_raising().await?;
+        // Unknown means that the old term may be gone: commits wait here for a while until it is known. After that the
+        // next commit finds out before anything else, or it would find itself fenced by us.
+        let until = self.env.now() + KNOWN_FOR;
         loop {
-            match self.journal.raise_term(&self.presence.holder, self.term(), term).await {
-                Ok(raised) => {
-                    self.term.store(raised, Ordering::SeqCst);
-                    return Ok(());
-                }
-                Err(JournalError::Fenced { found, ours }) => return Err(JournalError::Fenced { found, ours }),
-                Err(error) => {
-                    uncertain |= matches!(error, JournalError::Uncertain(_));
-                    if !uncertain || left == 0 {
-                        return Err(error);
-                    }
-                    left -= 1;
+            match self.raise(term).await {
+                Err(JournalError::Uncertain(_) | JournalError::Refused(_))
+                    if self.raising.lock().is_some() && self.env.now() < until =>
+                {
                     self.env.sleep(RETRY_PAUSE).await;
                 }
+                outcome => return outcome,
             }
+        }
+    }
+
+    /// Moves our own term on. The caller keeps commits out.
+    async fn raise(&self, term: i64) -> Result<(), JournalError> {
+        let outcome = self.journal.raise_term(&self.presence.holder, self.term(), term).await;
+        match outcome {
+            Ok(raised) => {
+                self.term.store(raised, Ordering::SeqCst);
+                *self.raising.lock() = None;
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, JournalError::Uncertain(_)) {
+                    *self.raising.lock() = Some(term);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds out whether the journal has our own next term, if that is not known. The caller keeps commits out.
+    async fn finish_raising(&self) -> Result<(), JournalError> {
+        let pending = *self.raising.lock();
+        match pending {
+            None => Ok(()),
+            Some(term) => self.raise(term).await,
         }
     }
 
@@ -331,7 +354,19 @@ impl Log {
     }
 
     async fn attempt(&self, commit: &Commit) -> Result<(), JournalError> {
-        let _steady = self.steady.read().await;
+        let _steady = loop {
+            let steady = self.steady.read().await;
+            if self.raising.lock().is_none() {
+                break steady;
+            }
+            drop(steady);
+            let _alone = self.steady.write().await;
+            self.finish_raising().await.map_err(|error| match error {
+                // The commit itself was not sent.
+                JournalError::Uncertain(reason) => JournalError::Refused(reason),
+                error => error,
+            })?;
+        };
         if self.released.load(Ordering::SeqCst) {
             return Err(JournalError::Refused("the lease was given back".to_owned()));
         }
@@ -341,14 +376,21 @@ impl Log {
     /// Commits, and goes on until it is known whether it was written. True: it was. Whoever would otherwise make the same
     /// rows anew, with other ids, waits here: those that were written after all would never be carried out by name.
     pub async fn commit_until_known(&self, commit: &Commit) -> bool {
-        for _ in 0..KNOWN_TRIES {
+        let until = self.env.now() + KNOWN_FOR;
+        let mut uncertain = false;
+        loop {
             match self.commit(commit).await {
                 Ok(()) => return true,
-                Err(JournalError::Uncertain(_)) => self.env.sleep(RETRY_PAUSE).await,
+                Err(JournalError::Uncertain(_)) => uncertain = true,
+                // What an earlier one did is not known by that.
+                Err(JournalError::Refused(_)) if uncertain => {}
                 Err(_) => return false,
             }
+            if self.env.now() >= until {
+                return false;
+            }
+            self.env.sleep(RETRY_PAUSE).await;
         }
-        false
     }
 
     /// Asked right before a write is sent and right before it is acknowledged (schedule S2). A process that stood still

@@ -311,6 +311,59 @@ async fn to_move_the_own_term_on_is_not_to_be_replaced() {
     assert!(!log.is_fenced());
 }
 
+/// The answer to that was lost, and the journal away for longer than anybody waits.
+#[tokio::test(start_paused = true)]
+async fn an_own_term_whose_answer_was_lost_does_not_fence_us() {
+    let stage = Stage::new(41).await;
+    let log = stage.core.log.clone();
+    let term = log.term();
+    stage.journal.lose_raise();
+    let its_log = log.clone();
+    let raising = tokio::spawn(async move { its_log.advance_past(its_log.next_lsn() + (5 << 40)).await });
+    seconds(100).await;
+    assert!(
+        raising.is_finished(),
+        "whoever asked for it is told that it is not known"
+    );
+    stage.journal.set_down(false);
+    seconds(3).await;
+    assert!(!log.is_fenced(), "we were replaced by ourselves");
+    assert!(log.is_available());
+    assert_eq!(log.term(), term + 6);
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.assert_converged();
+}
+
+/// The answer was lost, and the journal away for a moment: until it is known, nobody may make the same rows anew.
+#[tokio::test(start_paused = true)]
+async fn what_has_to_be_known_is_asked_for_until_it_is() {
+    let stage = Stage::new(42).await;
+    let pins = |commit: &Commit| commit.iter().any(|change| matches!(change, Change::PutTenant(_)));
+    let refused = vec![CommitFault::Refused; 20];
+    stage
+        .journal
+        .fault(pins, [vec![CommitFault::UncertainWritten], refused].concat());
+    assert!(
+        stage
+            .core
+            .log
+            .commit_until_known(&vec![Change::PutTenant("t".to_owned())])
+            .await
+    );
+    // What never reached it is known at once.
+    stage.journal.set_down(true);
+    let before = stage.core.env.now();
+    assert!(
+        !stage
+            .core
+            .log
+            .commit_until_known(&vec![Change::PutTenant("u".to_owned())])
+            .await
+    );
+    assert!(stage.core.env.now() - before < Duration::from_millis(100));
+}
+
 async fn futures<F: Future<Output = ()> + Send + 'static>(all: impl Iterator<Item = F>) {
     all.collect::<tokio::task::JoinSet<_>>().join_all().await;
 }

@@ -51,6 +51,8 @@ pub struct FakeJournal {
     rules: Mutex<Vec<(Matches, VecDeque<CommitFault>)>>,
     down: Mutex<bool>,
     other: Mutex<Option<Lease>>,
+    /// The next term that is raised is, but nobody hears of it, and nothing is heard after that.
+    loses_raise: Mutex<bool>,
     released: Mutex<bool>,
     /// Nodes that come back are compared by what was written since their checkpoints.
     compare_restarts: Mutex<bool>,
@@ -95,6 +97,11 @@ impl FakeJournal {
     /// Answers nothing.
     pub fn set_down(&self, down: bool) {
         *self.down.lock() = down;
+    }
+
+    /// The answer to the next raise of the term is lost, and the journal is down from then on.
+    pub fn lose_raise(&self) {
+        *self.loses_raise.lock() = true;
     }
 
     /// Another proxy holds the lease, or none does any more.
@@ -347,13 +354,18 @@ impl Journal for FakeJournal {
     async fn raise_term(&self, _holder: &Holder, term: i64, to: i64) -> Result<i64, JournalError> {
         self.check()?;
         let mut tables = self.tables.lock();
-        if tables.term != term {
+        // One proxy in these tests: what is there already is ours.
+        if tables.term != term && !(tables.term == to && to > term) {
             return Err(JournalError::Fenced {
                 found: tables.term,
                 ours: term,
             });
         }
         tables.term = tables.term.max(to);
+        if std::mem::take(&mut *self.loses_raise.lock()) {
+            *self.down.lock() = true;
+            return Err(JournalError::Uncertain("the answer was lost".to_owned()));
+        }
         Ok(tables.term)
     }
 
