@@ -25,7 +25,9 @@ use crate::drain::{drain_node, keep_limits};
 use crate::env::{SharedEnv, TokioEnv};
 use crate::events::{Kind, keep_events};
 use crate::journal::{self, Log, Presence};
-use crate::mirror::{Core, Settings, keep_checkpoints, keep_intents, keep_suspects, keep_unprotected, recover};
+use crate::mirror::{
+    Core, Settings, keep_checkpoints, keep_intents, keep_surveyed, keep_suspects, keep_unprotected, recover,
+};
 use crate::proxy::{self, Proxy};
 use crate::{lane, repair};
 
@@ -36,8 +38,6 @@ const LISTEN_TRIES: usize = 1000;
 const LISTEN_PAUSE: Duration = Duration::from_millis(10);
 /// How long clients wait at start for the first look at the nodes.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-/// How long after one look at the nodes' collections the next one may follow.
-const SURVEY_PAUSE: Duration = Duration::from_secs(1);
 const JOURNAL_CHECK: Duration = Duration::from_secs(1);
 /// How often the low-water mark is written, if it has moved.
 const LOW_WATER: Duration = Duration::from_millis(100);
@@ -328,20 +328,7 @@ impl BackgroundService for Background {
         self.core.env.spawn(Box::pin(keep_events(self.core.events().clone())));
         self.core.env.spawn(Box::pin(admin::keep_watch(self.core.clone())));
         self.core.env.spawn(Box::pin(keep_intents(self.core.clone())));
-        let core = self.core.clone();
-        self.core.env.spawn(Box::pin(async move {
-            let mut changes = core.cluster.watch_changes();
-            loop {
-                changes.mark_unchanged();
-                let new = core.cluster.up().any(|node| !core.cluster.node(node).is_surveyed());
-                if core.cluster.is_settled() && new {
-                    core.survey().await;
-                    core.env.sleep(SURVEY_PAUSE).await;
-                } else if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        }));
+        self.core.env.spawn(Box::pin(keep_surveyed(self.core.clone())));
         self.core.env.spawn(Box::pin(recover(self.core.clone())));
         self.core.env.spawn(Box::pin(keep_suspects(self.core.clone())));
         self.core.env.spawn(Box::pin(keep_limits(self.core.clone())));

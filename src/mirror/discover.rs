@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -22,6 +23,9 @@ use crate::repair::jobs::ASKED;
 type Sighting = Option<Option<CollectionObject>>;
 
 const PAGE: usize = 1000;
+
+/// After a survey that could not look at everything.
+const SURVEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many collections are registered by one commit.
 const PART: usize = 200;
@@ -56,7 +60,18 @@ impl Core {
         if let Some(collection) = self.catalog.by_id(id) {
             return Ok((!collection.is_deleted()).then_some(collection));
         }
-        // Record routes ignore tenant and database (chroma-facts.md 2): the collection may live in another one.
+        // Record routes ignore tenant and database (chroma-facts.md 2): one question tells whether a node has it at all,
+        // and most that are asked for here are nowhere.
+        let (mut answered, mut silent) = (false, false);
+        let mut may_have_it = vec![];
+        for node in self.namespace_nodes() {
+            let request = NodeRequest::get(node_path::record(tenant, database, id, "count"));
+            match self.bounded_read(node, request).await {
+                Some(response) if response.status == 404 => answered = true,
+                Some(_) => may_have_it.push(node),
+                None => silent |= self.cluster.node(node).is_up(),
+            }
+        }
         let mut places = vec![(tenant.to_owned(), database.to_owned())];
         let others = self.catalog.known_databases().into_iter();
         places.extend(
@@ -64,9 +79,8 @@ impl Core {
                 .filter(|(t, d)| t.as_str() != tenant || d.as_str() != database)
                 .take(OTHER_PLACES),
         );
-        let (mut answered, mut silent) = (false, false);
         for (tenant, database) in places {
-            for node in self.namespace_nodes() {
+            for &node in &may_have_it {
                 let request = NodeRequest::get(node_path::by_id(&tenant, &database, id));
                 let Some(response) = self.bounded_read(node, request).await else {
                     silent |= self.cluster.node(node).is_up();
@@ -524,5 +538,22 @@ impl Core {
             }
             core.missing_checks.lock().remove(&key);
         });
+    }
+}
+
+/// Looks around whenever a node can be looked at for the first time since the start, for as long as the process lives.
+pub async fn keep_surveyed(core: Arc<Core>) {
+    let mut changes = core.cluster.watch_changes();
+    loop {
+        changes.mark_unchanged();
+        // One that is not in step with the names is looked at when it is.
+        let nodes = core.namespace_nodes();
+        let new = nodes.iter().any(|&node| !core.cluster.node(node).is_surveyed());
+        if core.cluster.is_settled() && new {
+            core.survey().await;
+            core.env.sleep(SURVEY_PAUSE).await;
+        } else if changes.changed().await.is_err() {
+            return;
+        }
     }
 }

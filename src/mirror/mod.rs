@@ -47,6 +47,7 @@ pub use answer::Answer;
 pub use checkpoint::{keep_checkpoints, keep_intents};
 pub use cover::RepairWanted;
 pub use decide::{Circumstances, Cover, Decision, Doubt, Outcome, Payload, Reply, decide};
+pub use discover::keep_surveyed;
 pub use fan_out::{Ids, NodeAnswer};
 pub use maintenance::StaysIn;
 pub use namespace::{COLLECTION_PLACEHOLDER, NamespaceWrite};

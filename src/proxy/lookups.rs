@@ -15,21 +15,22 @@ use crate::chroma::{Page, Route, render_list, translate, translate_list, transla
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::mirror::{Answer, Core};
 
-/// While a node is up, what nobody can show yet is looked for again after this long, so many times: nodes come into step
-/// one after the other when the proxy starts.
+/// While a node is up, what nobody can show yet is looked for again after this pause, and for this long: nodes come into
+/// step one after the other when the proxy starts. A look that takes longer itself, since it waits for a drain or for a
+/// node that does not answer, is not taken twice.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-const MOST_LOOKS: usize = 20;
+const LOOKING: Duration = Duration::from_secs(2);
 
 /// Answers a read of the namespace; `raw` is the path with its query.
 pub async fn answer(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
-    for _ in 1..MOST_LOOKS {
+    let until = core.env.now() + LOOKING;
+    loop {
         let answer = look(core, route.clone(), raw).await;
-        if answer.status != 503 || core.cluster.up().next().is_none() {
+        if answer.status != 503 || core.env.now() >= until || core.cluster.up().next().is_none() {
             return answer;
         }
         core.env.sleep(LOOK_AGAIN).await;
     }
-    look(core, route, raw).await
 }
 
 async fn look(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
@@ -42,9 +43,7 @@ async fn look(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
         Route::CollectionByName { tenant, database, name } => {
             match core.find_by_name(&tenant, &database, &name).await {
                 Ok(Some(collection)) => show_collection(core, &collection, |_| raw.to_owned()).await,
-                Ok(None) => from_one(core, core.namespace_nodes(), raw)
-                    .await
-                    .map(|(_, response)| as_is(&response)),
+                Ok(None) => not_there(core, raw).await,
                 Err(answer) => Err(answer),
             }
         }
@@ -57,9 +56,7 @@ async fn look(core: &Arc<Core>, route: Route, raw: &str) -> Answer {
             Ok(Some(collection)) => {
                 show_collection(core, &collection, |node_id| translate(raw, span.clone(), node_id)).await
             }
-            Ok(None) => from_one(core, core.namespace_nodes(), raw)
-                .await
-                .map(|(_, response)| as_is(&response)),
+            Ok(None) => not_there(core, raw).await,
             Err(answer) => Err(answer),
         },
         _ => from_one(core, core.namespace_nodes(), raw)
@@ -85,6 +82,16 @@ async fn from_one(core: &Arc<Core>, nodes: Vec<NodeIndex>, raw: &str) -> Result<
         }
     }
     last.ok_or_else(|| Answer::unavailable("No node can answer this at the moment."))
+}
+
+/// Chroma's own words for a collection that nobody has.
+async fn not_there(core: &Arc<Core>, raw: &str) -> Result<Answer, Answer> {
+    let (_, response) = from_one(core, core.namespace_nodes(), raw).await?;
+    match response.is_success() {
+        // Somebody has created it meanwhile: as the node shows it, it has an id that clients do not know.
+        true => Err(Answer::unavailable("The collection is being created.")),
+        false => Ok(as_is(&response)),
+    }
 }
 
 /// The nodes with the one to ask first in front.

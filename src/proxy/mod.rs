@@ -30,6 +30,7 @@ use crate::config::Consistency;
 use crate::metrics::Metrics;
 use crate::mirror::{Answer, Core};
 
+pub use lookups::answer as look_up;
 pub use plan::{Ctx, Plan};
 
 /// Bodies of reads up to this size are streamed; Pingora can send them again to another node.

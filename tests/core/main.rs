@@ -18,6 +18,7 @@ mod identity;
 mod lease;
 mod limits;
 mod log;
+mod lookups;
 mod maintenance;
 mod names;
 mod namespace;
