@@ -14,12 +14,12 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::cover::EntryInfo;
-use super::record::describe;
 use super::settle::settles_by_itself;
 use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, RepairWanted, Reply, Scope, decide};
 use crate::catalog::{Collection, UNSETTLED};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
+use crate::env::within;
 use crate::fault;
 use crate::journal::{Change, Commit, DatabaseRecord};
 
@@ -88,7 +88,15 @@ impl Core {
             return Answer::too_many("Too many requests of a kind this proxy does not know.");
         }
         self.wait_for_namespace().await;
-        let Some(_alone) = self.exclusive_namespace().await else {
+        let turn = self.exclusive_namespace();
+        let in_time = match self.settings.lanes.time {
+            Duration::ZERO => turn.await,
+            limit => match within(&self.env, limit, turn).await {
+                Some(turn) => turn,
+                None => return Answer::unavailable("The change waited too long for its turn and was not begun."),
+            },
+        };
+        let Some(_alone) = in_time else {
             return Answer::unavailable("Shutting down.");
         };
         match write {
@@ -331,7 +339,7 @@ impl Core {
             return Answer::replaced_meanwhile();
         }
         match (covered.durable, decision.reply) {
-            (_, Reply::Unavailable) => Answer::unavailable(format!("No node took the write. {}", describe(&answers))),
+            (_, Reply::Unavailable) => self.taken_by_none(collection.map(Arc::as_ref), &answers),
             (false, _) => Answer::unavailable("The log does not answer: the change could not be kept."),
             (true, Reply::Indefinite) => Answer::indefinite(),
             (true, Reply::Closed) => Answer::closed(),

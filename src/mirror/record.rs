@@ -260,7 +260,7 @@ impl Core {
         resolved: Option<usize>,
     ) -> Answer {
         match reply {
-            Reply::Unavailable => Answer::unavailable(format!("No node took the write. {}", describe(answers))),
+            Reply::Unavailable => self.taken_by_none(Some(collection), answers),
             _ if !durable => Answer::unavailable("The log does not answer: what a node missed could not be kept."),
             Reply::Indefinite => Answer::indefinite(),
             Reply::Closed => Answer::closed(),
@@ -339,8 +339,14 @@ impl Core {
                     None => continue,
                 }
             }
+            if response.status == 404 {
+                // The catalog has it there: that is no answer for a client, but a reason to ask the node who it is (I40).
+                self.marker_is_unchanged(node).await;
+                self.report_missing(collection, node);
+                continue;
+            }
             last = self.translated(collection, node, &response);
-            if response.status < 500 && response.status != 404 {
+            if response.status < 500 {
                 return Err(last);
             }
         }
@@ -364,6 +370,21 @@ impl Core {
             () = self.cluster.node(node).until_down() => None,
             () = self.env.sleep(self.settings.read_timeout) => None,
         }
+    }
+
+    /// 503, with what the nodes said.
+    pub(super) fn taken_by_none(&self, collection: Option<&Collection>, answers: &[NodeAnswer]) -> Answer {
+        let mut text = "No node took the write.".to_owned();
+        for (node, answer) in answers.iter().enumerate() {
+            let Some(response) = &answer.response else { continue };
+            let body = match collection {
+                Some(collection) => self.translated(collection, node, response).body,
+                None => response.body.clone(),
+            };
+            let said = String::from_utf8_lossy(&body[..body.len().min(200)]);
+            text.push_str(&format!(" A node answered {}: {said}", response.status));
+        }
+        Answer::unavailable(text)
     }
 
     /// A node's answer as the client may see it: with the client's id of the collection.
@@ -392,17 +413,4 @@ fn combined(writes: &[QueuedWrite]) -> RecordEntry {
         has_embeddings: writes.iter().any(|write| write.entry.has_embeddings),
         filter: None,
     }
-}
-
-/// What the nodes said, for an error message.
-pub(super) fn describe(answers: &[NodeAnswer]) -> String {
-    let texts: Vec<String> = answers
-        .iter()
-        .filter_map(|answer| answer.response.as_ref())
-        .map(|response| {
-            let text = String::from_utf8_lossy(&response.body[..response.body.len().min(200)]);
-            format!("A node answered {}: {text}", response.status)
-        })
-        .collect();
-    texts.join(" ")
 }

@@ -230,3 +230,23 @@ async fn a_deleted_collection_is_not_read_where_it_is_left() {
     stage.drained().await;
     stage.assert_converged();
 }
+
+/// What holds the lane may take as long as a write may: clients that wait behind it are told, as those of records are.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_names_that_waits_too_long_is_told_so_and_never_begun() {
+    let stage = Stage::new(230).await;
+    let held = stage.core.exclusive_namespace().await;
+    let waiting = {
+        let stage = stage.clone();
+        tokio::spawn(async move { stage.try_create(json!({"name": "c"})).await })
+    };
+    seconds(125).await;
+    assert!(waiting.is_finished(), "it waits for ever");
+    let answer = waiting.await.expect("an answer");
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+    drop(held);
+    seconds(5).await;
+    assert_eq!(stage.a().with(|chroma| chroma.id_of("c")), None);
+    stage.create("c").await;
+    stage.assert_converged();
+}

@@ -134,3 +134,33 @@ async fn a_full_lane_answers_429_and_drains() {
     assert_eq!(stage.upsert(&c, "x", 7).await.status, 200);
     stage.assert_converged();
 }
+
+/// Takes a collection off both nodes behind the proxy's back.
+fn lose_everywhere(stage: &Stage) {
+    let path = "/api/v2/tenants/default_tenant/databases/default_database/collections/c";
+    for node in &stage.nodes {
+        node.with(|chroma| chroma.handle(&http::Method::DELETE, path, b"", false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nodes_say_of_a_write_that_none_took_has_the_id_that_clients_see() {
+    let stage = Stage::new(240).await;
+    let c = stage.create("c").await;
+    lose_everywhere(&stage);
+    let answer = stage.upsert(&c, "x", 1).await;
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+    let its_own = c.node_id(B).expect("an id").to_string();
+    assert!(!text(&answer).contains(&its_own), "{}", text(&answer));
+    assert!(text(&answer).contains(&c.client_id.to_string()), "{}", text(&answer));
+}
+
+/// I40: that a node lacks a collection which the catalog has is never a client's answer.
+#[tokio::test(start_paused = true)]
+async fn a_delete_by_filter_that_no_node_can_resolve_is_not_told_that_there_is_no_collection() {
+    let stage = Stage::new(241).await;
+    let c = stage.create("c").await;
+    lose_everywhere(&stage);
+    let answer = stage.write(&c, RecordWrite::Delete, json!({"where": {"n": 1}})).await;
+    assert_eq!(answer.status, 503, "{}", text(&answer));
+}
