@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::read::Object;
 use crate::catalog::Collection;
-use crate::chroma::node_path;
+use crate::chroma::{Generation, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::config::Heal;
 use crate::journal::{Change, RepairKind};
@@ -18,6 +19,9 @@ use crate::mirror::{Core, RepairWanted, Scope};
 
 /// Failed reads in a row before a node is suspected.
 const IN_A_ROW: u32 = 3;
+/// After a look into it a collection on a node is left alone for so long: whoever sends what every node fails would keep
+/// the lane from its writers otherwise.
+const REST: Duration = Duration::from_secs(5);
 
 /// What our own reads of a collection on a node gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,24 +54,39 @@ impl Core {
 
     /// A node answered a read of this collection with a 5xx where another may serve it.
     pub fn report_read_failure(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        let key = (collection.generation, node);
         {
             let mut broken = self.repairing.broken_reads.lock();
-            let count = broken.entry((collection.generation, node)).or_default();
+            let count = broken.entry(key).or_default();
             *count += 1;
             let count = *count;
             self.repairing.any_broken.store(true, Ordering::Relaxed);
             if count != IN_A_ROW {
                 return;
             }
+            if !self.begin_look(key) {
+                broken.remove(&key);
+                return;
+            }
         }
         let (core, collection) = (self.clone(), collection.clone());
         self.spawn_job(async move {
             core.examine(&collection, node).await;
-            core.repairing
-                .broken_reads
-                .lock()
-                .remove(&(collection.generation, node));
+            core.repairing.examined.lock().insert(key, core.env.now() + REST);
+            core.repairing.broken_reads.lock().remove(&key);
         });
+    }
+
+    /// False: it was looked into just now.
+    fn begin_look(&self, key: (Generation, NodeIndex)) -> bool {
+        let now = self.env.now();
+        let mut examined = self.repairing.examined.lock();
+        examined.retain(|_, until| *until > now);
+        let rested = !examined.contains_key(&key);
+        if rested {
+            examined.insert(key, now + REST);
+        }
+        rested
     }
 
     /// Writes a repair row if this node alone cannot serve the collection.

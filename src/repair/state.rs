@@ -51,6 +51,8 @@ pub struct Repairing {
     failures: Mutex<BTreeMap<(NodeIndex, Key), Failure>>,
     /// Reads in a row that a node alone failed.
     pub(super) broken_reads: Mutex<BTreeMap<(Generation, NodeIndex), u32>>,
+    /// Until when collections on nodes that were looked into are not looked into again.
+    pub(super) examined: Mutex<BTreeMap<(Generation, NodeIndex), Duration>>,
     /// There may be some; so that a healthy read costs no lock.
     pub(super) any_broken: AtomicBool,
     reports: Mutex<BTreeMap<Uuid, Report>>,

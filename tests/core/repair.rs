@@ -1129,3 +1129,32 @@ async fn s28_a_copy_that_restores_the_order_ends_the_reading_from_one_node() {
     assert_eq!(c.pinned(), None);
     assert!(stage.journal.pins().is_empty());
 }
+
+/// Requests that every node fails are their sender's: he does not keep the lane from the writers.
+#[tokio::test(start_paused = true)]
+async fn reads_that_fail_by_their_own_fault_are_looked_into_now_and_then() {
+    let stage = Stage::new(250).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.nodes.iter().for_each(|node| node.forget_requests());
+    for _ in 0..500 {
+        for node in [A, B] {
+            stage.core.observe_read(&c, node, 500);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let looks: usize = stage.nodes.iter().map(|node| node.saw("/query")).sum();
+    assert!((1..=4).contains(&looks), "{looks} looks in five seconds");
+    // One that fails for good is found all the same.
+    stage.b().fault(
+        "/get ",
+        ALWAYS,
+        Fault::Answer(500, r#"{"error":"InternalError","message":"corrupt"}"#),
+    );
+    stage.pause_drain(true);
+    for _ in 0..100 {
+        stage.core.observe_read(&c, B, 500);
+        seconds(1).await;
+    }
+    assert_eq!(stage.usable(&c), [A]);
+}
