@@ -4,7 +4,7 @@
 //! commits to the journal first. A collection's *generation* is one life of a name: deleting and creating a name again
 //! makes a new generation with a new UUID, and nothing of the old one is ever applied to it (design.md 8, R4).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -21,6 +21,10 @@ use crate::mirror::QueuedWrite;
 
 /// The id of a database that nobody has been shown yet: that of the node that is asked first will be it.
 pub const UNSETTLED: Uuid = Uuid::max();
+
+/// Of so many deleted collections that no row speaks of the UUIDs stay known. Some applications make collections for a
+/// moment, and as many as they like.
+const MOST_FORGOTTEN: usize = 10_000;
 
 /// What can change about a collection while it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +118,8 @@ struct Index {
     by_id: HashMap<Uuid, Arc<Collection>>,
     /// Living collections by tenant, database and name.
     by_name: BTreeMap<(String, String), BTreeMap<String, Arc<Collection>>>,
+    /// Deleted ones that are only found by their UUIDs, oldest first.
+    forgotten: VecDeque<Arc<Collection>>,
     databases: BTreeMap<(String, String), Uuid>,
     tenants: BTreeSet<String>,
 }
@@ -322,10 +328,25 @@ impl Catalog {
         }
     }
 
-    /// No row speaks of this deleted collection any more. Its UUIDs stay known as those of a deleted one: the journal
-    /// has them too, until the next start.
+    /// No row speaks of this deleted collection any more. Its UUIDs stay known as those of a deleted one, until very many
+    /// others were deleted: the journal has them too, until the next start.
     pub fn forget(&self, collection: &Arc<Collection>) {
-        self.index.write().by_generation.remove(&collection.generation);
+        let mut index = self.index.write();
+        if index.by_generation.remove(&collection.generation).is_none() {
+            return;
+        }
+        index.forgotten.push_back(collection.clone());
+        if index.forgotten.len() > MOST_FORGOTTEN
+            && let Some(oldest) = index.forgotten.pop_front()
+        {
+            let node_ids = oldest.facts().node_ids.clone();
+            for id in node_ids.into_iter().flatten().chain([oldest.client_id]) {
+                let is_its = |known: &Arc<Collection>| known.generation == oldest.generation;
+                if index.by_id.get(&id).is_some_and(is_its) {
+                    index.by_id.remove(&id);
+                }
+            }
+        }
     }
 
     /// Everything is gone (`reset`); the UUIDs stay known as those of deleted collections.
@@ -337,5 +358,46 @@ impl Catalog {
         index.by_name.clear();
         index.databases.clear();
         index.tenants.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::Limits;
+
+    #[test]
+    fn of_very_many_deleted_collections_the_last_stay_known() {
+        let catalog = Catalog::new(vec!["a".to_owned(), "b".to_owned()], Shared::new(Limits::default()));
+        let id = |generation: usize, node: u128| Uuid::from_u128((generation as u128) << 8 | node);
+        let deleted = MOST_FORGOTTEN + 5;
+        for generation in 0..=deleted {
+            let record = CollectionRecord {
+                generation: generation as Generation,
+                client_id: id(generation, 1),
+                tenant: "t".to_owned(),
+                database: "d".to_owned(),
+                name: "c".to_owned(),
+                deleted: false,
+                node_ids: [("a", 1), ("b", 2)]
+                    .map(|(node, number)| (node.to_owned(), id(generation, number)))
+                    .into(),
+                created_at: DateTime::UNIX_EPOCH,
+                updated_at: DateTime::UNIX_EPOCH,
+            };
+            let collection = catalog.insert(record);
+            if generation < deleted {
+                catalog.set_deleted(&collection, DateTime::UNIX_EPOCH);
+                catalog.forget(&collection);
+                catalog.forget(&collection);
+            }
+        }
+        let known = |generation, node| catalog.by_id(id(generation, node)).map(|found| found.is_deleted());
+        for node in [1, 2] {
+            assert_eq!((known(0, node), known(4, node)), (None, None));
+            assert_eq!((known(5, node), known(deleted - 1, node)), (Some(true), Some(true)));
+            assert_eq!(known(deleted, node), Some(false), "it lives");
+        }
+        assert_eq!(catalog.index.read().by_id.len(), 2 * (MOST_FORGOTTEN + 1));
     }
 }
