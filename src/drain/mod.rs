@@ -410,6 +410,7 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         // No node had taken it and its client was told so: whatever this one has of it now is what the others get
         // (schedule S21).
         if !core.flush(collection, node).await {
+            core.suspect(collection, node);
             return Step::Stop(End::Pause);
         }
         core.compare_outcome(row.lsn, false);
@@ -510,6 +511,9 @@ pub(crate) async fn last_resort(
         attempts = row.attempts,
         "No other node could repair this one."
     );
+    if let Scope::Collection(collection) = scope {
+        core.suspect(collection, node);
+    }
     if row.attempts + 1 < LAST_ATTEMPTS {
         let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
         return Step::Stop(End::Pause);

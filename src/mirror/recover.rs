@@ -149,6 +149,7 @@ impl Core {
         };
         for source in self.recovery_source(&scope) {
             if !self.flush(collection, source).await {
+                self.suspect(collection, source);
                 continue;
             }
             fault::point("recovery-flushed");

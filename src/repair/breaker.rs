@@ -2,6 +2,9 @@
 //!
 //! A 5xx that one node alone gives to reads of a collection counts against it; three in a row are checked by reads of
 //! our own, on it and on another node, and if only it fails them, its copy is rebuilt from there (design.md 9).
+//!
+//! It may be the one that the others are to be repaired from: a node that came back first, and alone. One that holds
+//! every acked record takes its place then, as if it were down (schedule S34).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::read::Object;
+use super::reverse;
 use crate::catalog::Collection;
 use crate::chroma::{Generation, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
@@ -69,6 +73,18 @@ impl Core {
                 return;
             }
         }
+        self.look_into(collection, node);
+    }
+
+    /// Something other than a client's read showed that a node may not be able to serve a collection.
+    pub(crate) fn suspect(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        if self.begin_look((collection.generation, node)) {
+            self.look_into(collection, node);
+        }
+    }
+
+    fn look_into(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+        let key = (collection.generation, node);
         let (core, collection) = (self.clone(), collection.clone());
         self.spawn_job(async move {
             core.examine(&collection, node).await;
@@ -93,8 +109,13 @@ impl Core {
     async fn examine(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
         let _alone = self.exclusive(collection).await;
         let scope = Scope::Collection(collection.clone());
-        if collection.is_deleted() || !collection.in_sync(node) || self.health(collection, node).await != Health::Fails
-        {
+        if collection.is_deleted() || collection.pairs[node].repairs() > 0 {
+            return;
+        }
+        if self.health(collection, node).await != Health::Fails || self.give_way(collection, node).await {
+            return;
+        }
+        if !collection.in_sync(node) {
             return;
         }
         let mut peer_serves = false;
@@ -109,6 +130,11 @@ impl Core {
             );
             return;
         }
+        let changes = vec![self.rebuild(&scope, node)];
+        self.commit_or_retry(&scope, vec![node], changes).await;
+    }
+
+    fn rebuild(&self, scope: &Scope, node: NodeIndex) -> Change {
         let wanted = RepairWanted {
             kind: RepairKind::Rebuild,
             ..RepairWanted::whole(self.log.next_lsn(), "the node alone cannot serve the collection")
@@ -117,8 +143,33 @@ impl Core {
         if self.settings.heal == Heal::Manual {
             row.parked = Some("heal is manual".to_owned());
         }
-        let changes = vec![self.counted(row)];
-        self.commit_or_retry(&scope, vec![node], changes).await;
+        self.counted(row)
+    }
+
+    /// A node that fails a collection lets another one serve it that was to be repaired from it and holds every acked
+    /// record, alone or with its log. True: it did. The caller holds the lane.
+    async fn give_way(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) -> bool {
+        let scope = Scope::Collection(collection.clone());
+        let Some((heir, _)) = reverse::heir(self, collection, node) else {
+            return false;
+        };
+        // It is going to serve: what it hides comes to light now (S15).
+        if !self.flush(collection, heir).await || self.health(collection, heir).await != Health::Serves {
+            return false;
+        }
+        let Some((_, rows)) = reverse::heir(self, collection, node).filter(|(same, _)| *same == heir) else {
+            return false;
+        };
+        tracing::warn!(
+            node = self.cluster.node(node).name,
+            heir = self.cluster.node(heir).name,
+            collection = collection.facts().name,
+            "A node cannot serve a collection: one that was to be repaired from it takes its place."
+        );
+        let gone = Change::RemoveRepairs(rows.iter().map(|row| row.id).collect());
+        let changes = vec![gone, self.rebuild(&scope, node)];
+        self.commit_or_retry(&scope, vec![node, heir], changes).await;
+        true
     }
 
     async fn health(self: &Arc<Self>, collection: &Collection, node: NodeIndex) -> Health {

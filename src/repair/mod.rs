@@ -387,6 +387,9 @@ async fn conclude(core: &Arc<Core>, node: NodeIndex, work: &Work, outcome: Resul
         (Trouble::Incurable(_), RepairKind::Records | RepairKind::Whole) => Some(RepairKind::Rebuild),
         (Trouble::Source(_), _) => {
             core.repairing.note(node, work.key, kind, &trouble.to_string());
+            if let (Scope::Collection(collection), How::Records(source)) = (&work.scope, work.how) {
+                core.suspect(collection, source);
+            }
             return false;
         }
         _ if core.repairing.failed(node, work.key, kind, &trouble.to_string()) < TRIES => return false,

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::{Trouble, is_void};
+use crate::catalog::Collection;
 use crate::cluster::NodeIndex;
 use crate::journal::{Change, Commit, RepairKind, RepairRow};
 use crate::mirror::{Core, RepairWanted, Scope};
@@ -24,6 +25,26 @@ fn source(core: &Core, rows: &[RepairRow]) -> Option<NodeIndex> {
             && !is_void(core, row, source)
     };
     rows.iter().all(fits).then_some(source)
+}
+
+fn rows_of(core: &Core, scope: &Scope, node: NodeIndex) -> Vec<RepairRow> {
+    let name = &core.cluster.node(node).name;
+    let open = core.repairs.lock();
+    open.iter()
+        .filter(|row| row.generation == scope.generation() && row.node == *name)
+        .cloned()
+        .collect()
+}
+
+/// A node, and its rows, that nothing but `lost` keeps from serving: it would serve if that one were down.
+pub(super) fn heir(core: &Core, collection: &Arc<Collection>, lost: NodeIndex) -> Option<(NodeIndex, Vec<RepairRow>)> {
+    let scope = Scope::Collection(collection.clone());
+    core.cluster.up().filter(|&node| node != lost).find_map(|node| {
+        let rows = rows_of(core, &scope, node);
+        let pair = &collection.pairs[node];
+        let is_free = pair.parked() == 0 && pair.stragglers() == 0 && pair.uncertain() == 0;
+        (is_free && collection.node_id(node).is_some() && source(core, &rows) == Some(lost)).then_some((node, rows))
+    })
 }
 
 /// Whether the rows of a node, all of them, can be turned around: nobody can serve, and their source is down.
@@ -48,13 +69,7 @@ pub(super) fn possible(core: &Core, scope: &Scope, node: NodeIndex, rows: &[Repa
 pub(super) async fn run(core: &Arc<Core>, scope: &Scope, node: NodeIndex) -> Result<(), Trouble> {
     let _alone = core.exclusive_of(scope).await;
     let name = &core.cluster.node(node).name;
-    let rows: Vec<RepairRow> = core
-        .repairs
-        .lock()
-        .iter()
-        .filter(|row| row.generation == scope.generation() && row.node == *name)
-        .cloned()
-        .collect();
+    let rows = rows_of(core, scope, node);
     let (true, Some(source)) = (possible(core, scope, node, &rows), source(core, &rows)) else {
         return Ok(());
     };

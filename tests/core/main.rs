@@ -4,6 +4,7 @@
 
 mod adoption;
 mod combining;
+mod corrupt;
 mod crashes;
 mod doubt;
 mod drain;
