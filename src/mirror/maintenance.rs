@@ -17,6 +17,8 @@ use crate::journal::{Change, MaintenanceRecord};
 /// How long one request waits for what is under way at the node.
 const QUIET_LIMIT: Duration = Duration::from_secs(60);
 const QUIET_PAUSE: Duration = Duration::from_millis(10);
+/// After which it is tried again to have the journal forget that a node was to be taken out.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a node stays in service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +49,10 @@ impl Core {
                     who: who.to_owned(),
                 };
                 let changes = vec![Change::PutMaintenance(record.clone())];
-                if !self.log.commit_until_known(&changes).await {
-                    return Err(StaysIn::NoLog);
-                }
-                if let Some(reason) = self.needed(node) {
-                    // It was until now.
-                    let name = member.name.clone();
-                    let changes = vec![Change::EndMaintenance { node: name }];
-                    let _ = self.log.commit_until_known(&changes).await;
+                let taken = self.log.commit_until_known(&changes).await;
+                let reason = if taken { self.needed(node) } else { Some(StaysIn::NoLog) };
+                if let Some(reason) = reason {
+                    self.stay_in(node);
                     return Err(reason);
                 }
                 self.cluster.set_maintenance(node, Some(record));
@@ -73,6 +71,28 @@ impl Core {
         });
         quiet.await;
         Ok(member.in_flight())
+    }
+
+    /// The journal may have it that the node is out, and it is not: a proxy that starts anew would leave it alone, and it
+    /// may be the last one that serves.
+    fn stay_in(self: &Arc<Self>, node: NodeIndex) {
+        let core = self.clone();
+        self.spawn_job(async move {
+            let member = core.cluster.node(node);
+            let name = member.name.clone();
+            let changes = vec![Change::EndMaintenance { node: name }];
+            loop {
+                {
+                    // It may be taken out again meanwhile: then that counts.
+                    let _one_at_a_time = core.maintaining.lock().await;
+                    if member.is_in_maintenance() || core.log.is_fenced() || core.log.commit_until_known(&changes).await
+                    {
+                        return;
+                    }
+                }
+                core.env.sleep(RETRY_PAUSE).await;
+            }
+        });
     }
 
     /// Takes a node back into service: it is probed, admitted and drained as if it had been down. Returns whether it was

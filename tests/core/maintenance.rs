@@ -1,11 +1,13 @@
 //! Maintenance: a node that an operator took out is left alone, loses nothing, and comes back like one that was away.
 
+use diptych::journal::{Change, Commit};
 use diptych::mirror::StaysIn;
 use http::Method;
 use serde_json::json;
 use std::time::Duration;
+use tokio::sync::watch;
 
-use crate::fakes::{A, B, Fault, Gate, Port, Stage, rows, seconds};
+use crate::fakes::{A, B, CommitFault, Fault, Gate, Port, Stage, rows, seconds};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -184,4 +186,52 @@ async fn the_verbs_say_who_and_what_and_unknown_nodes_are_none() {
     assert_eq!(port.ask(Method::GET, "/admin/nodes/b/ready").await.0, 405);
     let (status, said) = port.post("/admin/nodes/b/ready").await;
     assert_eq!((status, &said["was_in_maintenance"]), (200, &json!(true)));
+}
+
+fn takes_out(commit: &Commit) -> bool {
+    commit.iter().any(|change| matches!(change, Change::PutMaintenance(_)))
+}
+
+fn takes_back(commit: &Commit) -> bool {
+    commit
+        .iter()
+        .any(|change| matches!(change, Change::EndMaintenance { .. }))
+}
+
+/// The journal has it that the node is out, and then does not take it back: a start would find it so, and leave alone the
+/// only node that serves.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_turned_out_to_be_needed_is_not_out_after_the_next_start() {
+    let stage = Stage::new(270).await;
+    stage.create("c").await;
+    let (open, opened) = watch::channel(false);
+    stage.journal.fault(takes_out, [CommitFault::AnswerHeld(opened)]);
+    stage.journal.fault(takes_back, vec![CommitFault::Refused; 5]);
+    let its_stage = stage.clone();
+    let taking = tokio::spawn(async move { its_stage.core.take_out(B, "alice", NOW).await });
+    seconds(1).await;
+    stage.down(A);
+    open.send_replace(true);
+    let needed = StaysIn::Needed("no other node is up".to_owned());
+    assert_eq!(taking.await.expect("an answer"), Err(needed));
+    assert!(stage.core.cluster.node(B).is_up());
+    seconds(60).await;
+    let next = Stage::over(271, stage.nodes.clone(), stage.journal.clone(), |_| {}).await;
+    assert!(!next.core.cluster.node(B).is_in_maintenance());
+}
+
+/// The same, where it was never heard that the journal has it.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_taking_out_was_not_heard_of_is_not_out_after_the_next_start() {
+    let stage = Stage::new(272).await;
+    stage.create("c").await;
+    let unheard = [vec![CommitFault::UncertainWritten], vec![CommitFault::Refused; 400]].concat();
+    stage.journal.fault(takes_out, unheard);
+    assert_eq!(stage.core.take_out(B, "alice", NOW).await, Err(StaysIn::NoLog));
+    assert!(stage.core.cluster.node(B).is_up());
+    seconds(60).await;
+    let next = Stage::over(273, stage.nodes.clone(), stage.journal.clone(), |_| {}).await;
+    assert!(!next.core.cluster.node(B).is_in_maintenance());
+    // An operator who means it is not overruled.
+    assert_eq!(stage.core.cluster.node(B).maintenance(), None);
 }
