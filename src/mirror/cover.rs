@@ -262,7 +262,7 @@ impl Core {
             return true;
         }
         if self.commit_in(scope, &mut changes).await.is_ok() {
-            self.apply(&changes);
+            self.apply_committed(&changes);
             settle(self);
             return true;
         }
@@ -298,7 +298,7 @@ impl Core {
                     Err(_) => {}
                 }
             }
-            core.apply(&changes);
+            core.apply_committed(&changes);
             settle(&core);
             core.catalog_uncertain
                 .fetch_sub(u64::from(of_catalog), Ordering::SeqCst);
@@ -319,6 +319,26 @@ impl Core {
             self.log.commit(changes).await?;
         }
         Ok(())
+    }
+
+    /// [`Core::apply`]. A drain or a repair that is under way without its lane may have written a row of a collection
+    /// after the commit that deletes it, and before it could see that: those go once more. From here on it sees it.
+    fn apply_committed(self: &Arc<Self>, changes: &Commit) {
+        let left: Commit = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::PutCollection(record) if record.deleted => self.catalog.by_generation(record.generation),
+                _ => None,
+            })
+            .filter(|collection| !collection.pairs.iter().all(crate::lane::Pair::in_sync))
+            .flat_map(|collection| Change::rows_of(collection.generation))
+            .collect();
+        self.apply(changes);
+        if !left.is_empty() {
+            let core = self.clone();
+            // What fails is found at the next start.
+            self.spawn_job(async move { drop(core.log.commit(&left).await) });
+        }
     }
 
     /// Brings the memory image in step with what was committed.

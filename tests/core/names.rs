@@ -4,7 +4,7 @@ use diptych::journal::{Change, Commit};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::fakes::{A, B, CommitFault, DATABASE, Stage, TENANT, rows, seconds, text};
+use crate::fakes::{A, B, CommitFault, DATABASE, Fault, Gate, Stage, TENANT, rows, seconds, text};
 
 /// The next commit that puts a collection is refused, and tried again only when the sender says so.
 fn hold_next_change(stage: &Stage) -> watch::Sender<bool> {
@@ -126,4 +126,33 @@ async fn a_drained_create_whose_commit_is_uncertain_is_still_mapped() {
     stage.drained().await;
     stage.assert_converged();
     assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+}
+
+/// The drain finds the collection gone while the commit that says so is under way, and writes a row for it.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_comes_while_its_collection_is_deleted_goes_with_it() {
+    let stage = Stage::new(6).await;
+    let c = stage.create("c").await;
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    let gate = Gate::new();
+    stage.b().fault("\"w1\"", 1, Fault::Held(gate.clone()));
+    stage.up(B).await;
+    let (open, opened) = watch::channel(false);
+    let deletes = |commit: &Commit| {
+        let deletes = |change: &Change| matches!(change, Change::PutCollection(record) if record.deleted);
+        commit.iter().any(deletes)
+    };
+    stage.journal.fault(deletes, [CommitFault::AnswerHeld(opened)]);
+    let its_stage = stage.clone();
+    let deleting = tokio::spawn(async move { its_stage.delete("c").await });
+    seconds(5).await;
+    assert_eq!(stage.journal.living(), vec![], "the journal has it");
+    gate.open();
+    seconds(1).await;
+    open.send_replace(true);
+    assert_eq!(deleting.await.expect("an answer").status, 200);
+    seconds(5).await;
+    assert_eq!(stage.journal.repairs(), vec![]);
+    stage.assert_converged();
 }
