@@ -26,7 +26,21 @@ use crate::mirror::{Answer, Core};
 pub use collector::register;
 pub use events::keep_watch;
 pub use guard::Guard;
-pub use serve::AdminPort;
+pub use serve::{AdminPort, head_of_pieces};
+pub use tools::Mappings;
+
+/// What is answered.
+pub enum Reply {
+    Whole(Answer),
+    /// JSON that grows with the catalog, with status 200.
+    Mappings(Mappings),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self::Whole(answer)
+    }
+}
 
 /// Answers questions about this process.
 pub struct Admin {
@@ -52,20 +66,23 @@ impl Admin {
     }
 
     /// What the proxy port answers too; `None`: not ours.
-    pub async fn public(&self, method: &Method, path: &str, query: Option<&str>) -> Option<Answer> {
+    pub async fn public(&self, method: &Method, path: &str, query: Option<&str>) -> Option<Reply> {
         // This is asked for every request to the proxy.
         if path.starts_with("/api/") || !is_read(method) {
             return None;
         }
-        match path {
-            "/health" => Some(status::health(&self.core)),
-            "/status" => Some(Answer::json(200, status::status(&self.core).to_string())),
-            "/wal/status" => Some(Answer::json(200, status::wal_status(&self.core).to_string())),
-            "/admin/collection_mappings" | "/collection/mappings" => Some(tools::mappings(&self.core, query)),
-            "/admin/wal_count" => Some(tools::wal_count(&self.core)),
-            "/admin/wal_errors" => Some(tools::wal_errors(&self.core).await),
-            _ => None,
-        }
+        Some(match path {
+            "/health" => status::health(&self.core).into(),
+            "/status" => Answer::json(200, status::status(&self.core).to_string()).into(),
+            "/wal/status" => Answer::json(200, status::wal_status(&self.core).to_string()).into(),
+            "/admin/collection_mappings" | "/collection/mappings" => match Mappings::of(&self.core, query) {
+                Ok(mappings) => Reply::Mappings(mappings),
+                Err(refusal) => Answer::from(refusal).into(),
+            },
+            "/admin/wal_count" => tools::wal_count(&self.core).into(),
+            "/admin/wal_errors" => tools::wal_errors(&self.core).await.into(),
+            _ => return None,
+        })
     }
 
     /// What the admin port answers.
@@ -77,25 +94,27 @@ impl Admin {
         query: Option<&str>,
         headers: &HeaderMap,
         from: Option<&str>,
-    ) -> Answer {
+    ) -> Reply {
         if let Some(verb) = verbs::find(method, path) {
-            return match (self.guard.check(headers), verb) {
+            let answer = match (self.guard.check(headers), verb) {
                 (Err(refused), _) => refused_answer(refused),
                 (Ok(()), Ok(verb)) => verbs::carry_out(&self.core, verb, query, &who(headers, from)).await,
                 (Ok(()), Err(allowed)) => not_allowed(allowed),
             };
+            return answer.into();
         }
         if !is_read(method) {
-            return not_allowed("GET, HEAD");
+            return not_allowed("GET, HEAD").into();
         }
-        if let Some(answer) = self.public(method, path, query).await {
-            return answer;
+        if let Some(reply) = self.public(method, path, query).await {
+            return reply;
         }
-        match path {
+        let answer = match path {
             "/ready" => status::ready(&self.core, self.listening.load(Ordering::SeqCst)),
             "/metrics" => self.metrics(),
             _ => Answer::error(404, "NotFoundError", "Not found"),
-        }
+        };
+        answer.into()
     }
 
     fn metrics(&self) -> Answer {

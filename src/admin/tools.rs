@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -9,6 +10,7 @@ use super::state::gather;
 use super::status::{repair, time};
 use super::verbs::shown;
 use crate::catalog::Collection;
+use crate::chroma::Refusal;
 use crate::journal::RepairRow;
 use crate::mirror::{Answer, Core};
 
@@ -42,18 +44,66 @@ impl Part {
     }
 }
 
-/// Which UUID each collection has on each node, newest first.
-pub fn mappings(core: &Core, query: Option<&str>) -> Answer {
-    let part = match Part::of(query) {
-        Ok(part) => part,
-        Err(message) => return Answer::error(400, "InvalidArgumentError", message),
-    };
-    let mut living = core.catalog.all();
-    living.retain(|collection| !collection.is_deleted());
-    let shown = living.iter().rev().skip(part.offset).take(part.limit);
-    let mappings: Vec<Value> = shown.map(|collection| mapping(collection)).collect();
-    let body = json!({ "collection_mappings": mappings, "total_mappings": living.len() });
-    Answer::json(200, body.to_string())
+/// Mappings that are written at once.
+const PIECE: usize = 200;
+
+/// Which UUID each collection has on each node, newest first: JSON in pieces, made as they are sent, so that the list of
+/// a large catalog is never in memory as a whole.
+pub struct Mappings {
+    shown: Vec<Arc<Collection>>,
+    /// Of `shown`, so many were given.
+    given: usize,
+    total: usize,
+    is_over: bool,
+}
+
+impl Mappings {
+    /// # Errors
+    /// What is answered to a query that makes no sense.
+    pub fn of(core: &Core, query: Option<&str>) -> Result<Self, Refusal> {
+        let part = Part::of(query).map_err(|message| Refusal {
+            status: 400,
+            error: "InvalidArgumentError",
+            message,
+        })?;
+        let mut living = core.catalog.all();
+        living.retain(|collection| !collection.is_deleted());
+        let total = living.len();
+        let shown = living.into_iter().rev().skip(part.offset).take(part.limit);
+        Ok(Self {
+            shown: shown.collect(),
+            given: 0,
+            total,
+            is_over: false,
+        })
+    }
+}
+
+impl Iterator for Mappings {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.is_over {
+            return None;
+        }
+        let mut text = String::new();
+        if self.given == 0 {
+            text.push_str("{\"collection_mappings\":[");
+        }
+        let left = &self.shown[self.given..];
+        for (n, collection) in left.iter().take(PIECE).enumerate() {
+            if self.given + n > 0 {
+                text.push(',');
+            }
+            text.push_str(&mapping(collection).to_string());
+        }
+        self.given += left.len().min(PIECE);
+        if self.given == self.shown.len() {
+            text.push_str(&format!("],\"total_mappings\":{}}}", self.total));
+            self.is_over = true;
+        }
+        Some(text.into())
+    }
 }
 
 fn mapping(collection: &Collection) -> Value {
@@ -113,7 +163,55 @@ fn failed_repair(core: &Core, row: &RepairRow) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use chrono::DateTime;
+
     use super::*;
+    use crate::catalog::Catalog;
+    use crate::journal::CollectionRecord;
+    use crate::lane::{Limits, Shared};
+
+    fn catalog(count: i64) -> Vec<Arc<Collection>> {
+        let catalog = Catalog::new(vec!["a".to_owned(), "b".to_owned()], Shared::new(Limits::default()));
+        for generation in 0..count {
+            catalog.insert(CollectionRecord {
+                generation,
+                client_id: Uuid::new_v4(),
+                tenant: "t".to_owned(),
+                database: "d".to_owned(),
+                name: format!("c{generation}"),
+                deleted: false,
+                node_ids: BTreeMap::from([("a".to_owned(), Uuid::new_v4())]),
+                created_at: DateTime::UNIX_EPOCH,
+                updated_at: DateTime::UNIX_EPOCH,
+            });
+        }
+        catalog.all()
+    }
+
+    #[test]
+    fn a_large_list_comes_in_pieces() {
+        let pieces = |count: usize| {
+            let mappings = Mappings {
+                shown: catalog(count as i64),
+                given: 0,
+                total: 7,
+                is_over: false,
+            };
+            mappings.collect::<Vec<_>>()
+        };
+        for (count, expected) in [(0, 1), (1, 1), (PIECE, 1), (PIECE + 1, 2), (3 * PIECE, 3)] {
+            let pieces = pieces(count);
+            assert_eq!(pieces.len(), expected, "{count}");
+            let whole: Value = serde_json::from_slice(&pieces.concat()).unwrap();
+            let names: Vec<_> = (0..count).map(|n| json!(format!("c{n}"))).collect();
+            let shown = whole["collection_mappings"].as_array().unwrap();
+            let shown: Vec<_> = shown.iter().map(|one| one["collection_name"].clone()).collect();
+            assert_eq!(shown, names);
+            assert_eq!(whole["total_mappings"], json!(7));
+        }
+    }
 
     #[test]
     fn a_part_is_everything_unless_told() {

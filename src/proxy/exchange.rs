@@ -10,6 +10,7 @@ use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::admin::head_of_pieces;
 use crate::mirror::Answer;
 
 /// Bodies up to this size take no share of the memory for bodies; beyond, they take it step by step.
@@ -197,6 +198,25 @@ pub async fn write_answer(session: &mut Session, answer: Answer) -> Result<()> {
     if !only_header {
         session
             .write_response_body(Some(answer.body), true)
+            .await
+            .map_err(|error| error.into_down())?;
+    }
+    Ok(())
+}
+
+/// Writes JSON piece by piece, each made when the one before is on its way.
+pub async fn write_pieces(session: &mut Session, mut pieces: impl Iterator<Item = Bytes>) -> Result<()> {
+    let is_head = session.req_header().method == Method::HEAD;
+    let header = head_of_pieces(session.req_header().version)?;
+    session
+        .write_response_header(Box::new(header), is_head)
+        .await
+        .map_err(|error| error.into_down())?;
+    let mut next = if is_head { None } else { pieces.next() };
+    while let Some(piece) = next {
+        next = pieces.next();
+        session
+            .write_response_body(Some(piece), next.is_none())
             .await
             .map_err(|error| error.into_down())?;
     }

@@ -23,7 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use uuid::Uuid;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Mappings, Reply};
 use crate::catalog::Collection;
 use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, replace_uuid, translate};
 use crate::config::Consistency;
@@ -157,10 +157,13 @@ impl Proxy {
             None => (raw.as_str(), None),
         };
         if self.settings.listen_status
-            && let Some(answer) = self.admin.public(&method, path, query).await
+            && let Some(reply) = self.admin.public(&method, path, query).await
         {
             ctx.label = "status";
-            return Ok(Next::Answer(answer));
+            return Ok(match reply {
+                Reply::Whole(answer) => Next::Answer(answer),
+                Reply::Mappings(mappings) => Next::Mappings(mappings),
+            });
         }
         let route = classify(&method, path);
         ctx.label = route.label();
@@ -219,6 +222,8 @@ enum Next {
     /// Through Pingora to a node.
     Stream,
     Answer(Answer),
+    /// An answer in pieces.
+    Mappings(Mappings),
     /// The answer has been written.
     Answered,
 }
@@ -247,6 +252,13 @@ impl ProxyHttp for Proxy {
                     exchange::discard_body(session, self.settings.max_body).await;
                 }
                 exchange::write_answer(session, answer).await?;
+                Ok(true)
+            }
+            Next::Mappings(mappings) => {
+                if !session.is_body_done() {
+                    exchange::discard_body(session, self.settings.max_body).await;
+                }
+                exchange::write_pieces(session, mappings).await?;
                 Ok(true)
             }
         }

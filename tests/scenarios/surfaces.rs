@@ -125,7 +125,14 @@ async fn existing_tools_find_their_routes(stage: Stage) {
     let doors: [Api; 2] = [cluster.api.clone(), cluster.diptych.admin()];
     for path in ["/admin/collection_mappings", "/collection/mappings"] {
         for door in &doors {
-            let body = door.get_path(path).await.expect(200).json();
+            let answer = door.get_path(path).await.expect(200);
+            assert_eq!(
+                (answer.header("content-length"), answer.header("content-type")),
+                (None, Some("application/json")),
+                "it is streamed: {:?}",
+                answer.headers
+            );
+            let body = answer.json();
             assert_eq!(body["total_mappings"], 4, "{body:#}");
             let mappings = body["collection_mappings"].as_array().expect("a list");
             assert_eq!(mappings.len(), 4);
@@ -158,6 +165,15 @@ async fn existing_tools_find_their_routes(stage: Stage) {
                 page["collection_mappings"].as_array().map(|m| m.to_vec()),
                 Some(mappings[1..3].to_vec())
             );
+            let past = door.get_path(&format!("{path}?offset=9")).await.expect(200).json();
+            assert_eq!(past, json!({"collection_mappings": [], "total_mappings": 4}));
+            door.get_path(&format!("{path}?limit=many")).await.expect(400);
+            let head = door
+                .try_send(http::Method::HEAD, path, &[], bytes::Bytes::new())
+                .await
+                .expect("an answer")
+                .expect(200);
+            assert_eq!(head.text(), "");
         }
     }
     for door in &doors {

@@ -1,6 +1,6 @@
 //! The admin port of a stage.
 
-use diptych::admin::{Admin, Guard};
+use diptych::admin::{Admin, Guard, Reply};
 use http::{HeaderMap, HeaderValue, Method};
 use prometheus::Registry;
 use serde_json::Value;
@@ -21,8 +21,12 @@ impl Port {
             .map_or((path, None), |(path, query)| (path, Some(query)));
         let mut headers = HeaderMap::new();
         headers.insert("x-operator", HeaderValue::from_static("alice"));
-        let answer = self.0.private(&method, path, query, &headers, Some("127.0.0.1")).await;
-        (answer.status, serde_json::from_slice(&answer.body).expect("JSON"))
+        let reply = self.0.private(&method, path, query, &headers, Some("127.0.0.1")).await;
+        let (status, body) = match reply {
+            Reply::Whole(answer) => (answer.status, answer.body),
+            Reply::Mappings(mappings) => (200, mappings.collect::<Vec<_>>().concat().into()),
+        };
+        (status, serde_json::from_slice(&body).expect("JSON"))
     }
 
     pub async fn get(&self, path: &str) -> Value {
