@@ -20,6 +20,9 @@ use crate::config::parse_duration;
 pub struct HealthArgs {
     #[command(flatten)]
     limits: Limits,
+    /// Exit with 0 on a warning too: for what restarts a container that is not well. A node that is down is no reason.
+    #[arg(long)]
+    critical_only: bool,
     #[command(flatten)]
     at: Where,
 }
@@ -156,7 +159,14 @@ pub fn health(args: &HealthArgs) -> ExitCode {
             line(&verdict)
         }
     );
-    ExitCode::from(verdict.level as u8)
+    ExitCode::from(code(verdict.level, args.critical_only))
+}
+
+fn code(level: Level, critical_only: bool) -> u8 {
+    match level {
+        Level::Warning if critical_only => Level::Ok as u8,
+        _ => level as u8,
+    }
 }
 
 fn judge(status: &Value, limits: &Limits, now: DateTime<Utc>) -> Verdict {
@@ -407,6 +417,15 @@ mod tests {
             let (level, line) = said(&status, &[]);
             assert!(level == expected && line.contains(part), "{line}");
         }
+    }
+
+    #[test]
+    fn a_warning_restarts_no_container() {
+        let codes = |critical_only| {
+            [Level::Ok, Level::Warning, Level::Critical, Level::Unknown].map(|level| code(level, critical_only))
+        };
+        assert_eq!(codes(false), [0, 1, 2, 3]);
+        assert_eq!(codes(true), [0, 0, 2, 3]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod existing;
 mod fault_points;
 mod harness;
 mod harness_works;
+mod health_checks;
 mod identity;
 mod identity_of_nodes;
 mod journal_away;
