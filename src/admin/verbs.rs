@@ -171,7 +171,8 @@ fn dispatch(core: &Arc<Core>, verb: Verb, query: Option<&str>, who: String) -> B
             Verb::RetryRepair(id) => retry_repair(core, &id).await,
             Verb::AcceptNode(name) => {
                 let node = node_named(core, &name)?;
-                core.accept(node).await.map_err(conflict)?;
+                let done = core.accept(node).await;
+                done.map_err(|why| conflict(format!("{name} is not accepted: {why}.")))?;
                 Ok(json!({ "node": name, "state": "accepted" }))
             }
             Verb::TakeOut(name) => take_out(core, &name, query, &who).await,
@@ -653,7 +654,9 @@ async fn events(core: &Arc<Core>, query: Option<&str>) -> Outcome {
         && !Kind::ALL.iter().any(|known| known.label() == kind)
     {
         let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.label()).collect();
-        return Err(invalid(format!("kind: `{kind}` is none of {}", known.join(", "))));
+        let meant = nearest(kind, &known).map_or(String::new(), |meant| format!(". Did you mean {meant}?"));
+        let known = known.join(", ");
+        return Err(invalid(format!("kind: `{kind}` is none of {known}{meant}")));
     }
     let reach = if node.is_some() || kind.is_some() { KEPT } else { limit };
     let found = core.log.journal().events(before, reach).await.map_err(no_log)?;

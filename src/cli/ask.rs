@@ -60,13 +60,7 @@ pub async fn call(authority: &str, method: Method, path: &str, asking: Asking<'_
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let answer = async {
-        let answer = client
-            .request(request)
-            .await
-            .map_err(|error| match std::error::Error::source(&error) {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            })?;
+        let answer = client.request(request).await.map_err(|error| cause(&error))?;
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.map_err(|error| error.to_string())?;
         Ok((status, body.to_bytes()))
@@ -74,5 +68,37 @@ pub async fn call(authority: &str, method: Method, path: &str, asking: Asking<'_
     match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+    }
+}
+
+/// Why there is no answer: the client's own words say no more than that it failed, what it rests on says why.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut words = vec![];
+    let mut inner = error.source();
+    while let Some(error) = inner {
+        words.push(error.to_string());
+        inner = error.source();
+    }
+    if words.is_empty() {
+        return error.to_string();
+    }
+    words.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_not_there_is_told_with_the_reason() {
+        let asking = Asking {
+            token: None,
+            operator: String::new(),
+            limit: LIMIT,
+        };
+        // Port 1 is nobody's.
+        let answer = call("127.0.0.1:1", Method::GET, "/status", asking).await;
+        let reason = answer.expect_err("nobody answers");
+        assert!(reason.starts_with("tcp connect error: Connection refused"), "{reason}");
     }
 }

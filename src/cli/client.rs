@@ -58,6 +58,15 @@ pub fn unreachable(authority: &str, reason: &str) -> String {
     )
 }
 
+/// The admin token is not the right one, or missing: what to do about it.
+pub fn not_allowed(authority: &str, has_token: bool) -> String {
+    if has_token {
+        format!("{authority} does not take this admin token: {TOKEN}, or admin.token of the --config, is another.")
+    } else {
+        format!("{authority} wants the admin token: set {TOKEN}, or name the configuration with --config.")
+    }
+}
+
 /// Who asks, for the event log.
 fn operator() -> String {
     let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
@@ -116,12 +125,7 @@ impl Diptych {
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         let message = match status {
             200..300 => return Ok(value),
-            401 if self.token.is_some() => {
-                format!(
-                    "{authority} does not take this admin token: {TOKEN}, or admin.token of the --config, is another."
-                )
-            }
-            401 => format!("{authority} wants the admin token: set {TOKEN}, or name the configuration with --config."),
+            401 => not_allowed(authority, self.token.is_some()),
             _ => match value["message"].as_str() {
                 Some(message) => message.to_owned(),
                 None => format!("{authority} answered {status}: is it the admin address of a Diptych?"),

@@ -311,7 +311,9 @@ fn system(args: &ValidateArgs, notes: &Rc<Notes>) -> Result<System, String> {
 
 /// Whether there is a Diptych at all, which lets us look into it.
 async fn is_there(system: &System) -> Result<(), String> {
-    let status = system.admin.status().await?;
+    let status = system.admin.status().await;
+    let status =
+        status.map_err(|reason| format!("{reason}\nIs it the admin address of a Diptych, and is that running?"))?;
     if !status["instances"].is_array() {
         return Err(format!(
             "{} is not the admin address of a Diptych",

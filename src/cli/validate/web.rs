@@ -8,6 +8,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::super::ask;
+use super::super::client::not_allowed;
 use super::notes::Notes;
 use crate::cluster::{HttpNodeClient, NodeClient, NodeRequest};
 
@@ -130,6 +131,9 @@ impl Admin {
         let call = ask::call(&self.web.authority, method, path, asking);
         let (status, body) = call.await.map_err(|reason| format!("{asked}: {reason}"))?;
         self.web.notes.line(&format!("{asked}: {status}"));
+        if status == 401 {
+            return Err(not_allowed(&self.web.authority, self.token.is_some()));
+        }
         Reply { status, body, asked }.ok()
     }
 

@@ -26,7 +26,7 @@ pub use verify::{VerifyArgs, verify};
 pub use wal::{Wal, wal};
 
 use super::Where;
-use super::client::{Diptych, segment};
+use super::client::{Diptych, Refused, segment};
 use super::status::text;
 
 /// A collection by name or id.
@@ -117,9 +117,18 @@ fn each(ids: &[String], at: &Where, path: impl Fn(&str) -> String) -> Result<(),
     let diptych = Diptych::at(at)?;
     let mut failed = vec![];
     for id in ids {
-        match diptych.post(&path(&segment(id))) {
+        match diptych.try_post(&path(&segment(id))) {
             Ok(done) => diptych.print(&done, |done| format!("{id}: {}\n", text(&done["state"]))),
-            Err(reason) => failed.push(format!("{id}: {reason}")),
+            Err(Refused {
+                status: None | Some(401),
+                message,
+            }) => {
+                // It is not about this one.
+                failed.push(message);
+                break;
+            }
+            Err(Refused { message, .. }) if message.contains(id) => failed.push(message),
+            Err(Refused { message, .. }) => failed.push(format!("{id}: {message}")),
         }
     }
     if failed.is_empty() {
