@@ -41,6 +41,7 @@ pub fn recent(core: &Core) -> Value {
 struct Seen {
     in_sync: bool,
     rows: u64,
+    repairs: u64,
     /// Lanes that are being copied.
     copies: BTreeSet<Option<Generation>>,
 }
@@ -55,6 +56,7 @@ impl Seen {
         Self {
             in_sync: state.in_sync(),
             rows: state.rows,
+            repairs: state.repairs,
             copies: copies.collect(),
         }
     }
@@ -81,7 +83,7 @@ pub async fn keep_watch(core: Arc<Core>) {
             if was.in_sync && !is.in_sync {
                 record(
                     Kind::OutOfSync,
-                    format!("it is out of step: {} entries pending", is.rows),
+                    format!("it is out of step: {} entries pending, {} repairs", is.rows, is.repairs),
                 );
             }
             if was.rows > 0 && is.rows == 0 {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
+use http::Method;
 use serde_json::Value;
 
 use super::client::unreachable;
@@ -15,6 +16,8 @@ use super::verbs::line;
 use super::{Where, ask, run};
 use crate::config::NodeUrl;
 
+/// So long the answer is waited for.
+const LIMIT: Duration = Duration::from_secs(5);
 /// Events that the page shows.
 const EVENTS: usize = 5;
 
@@ -42,7 +45,7 @@ pub struct StatusArgs {
 /// Asks and prints.
 pub fn status(args: &StatusArgs) -> ExitCode {
     match args.watch {
-        None => once(&args.at, ""),
+        None => once(&args.at),
         Some(seconds) => watch(&args.at, Duration::from_secs(seconds)),
     }
 }
@@ -51,25 +54,39 @@ pub fn status(args: &StatusArgs) -> ExitCode {
 fn watch(args: &Where, pause: Duration) -> ExitCode {
     let in_place = std::io::stdout().is_terminal() && !args.json;
     loop {
-        let _ = once(args, if in_place { "\x1b[H\x1b[2J" } else { "" });
+        if in_place {
+            let page = match look(args) {
+                Ok((page, _)) => page,
+                Err(reason) => reason,
+            };
+            let at = Utc::now().format("%H:%M:%S");
+            let again = format!("\nAs of {at} UTC, again every {} s; Ctrl-C ends it.", pause.as_secs());
+            print!("{}", over(&format!("{page}{again}")));
+        } else {
+            let _ = once(args);
+        }
         let _ = std::io::stdout().flush();
         std::thread::sleep(pause);
     }
 }
 
-/// `before` is printed once the answer is there, so that the page before it stays until then.
-fn once(args: &Where, before: &str) -> ExitCode {
-    let answer = answer(args);
-    print!("{before}");
-    match answer {
-        Ok((authority, text)) => {
-            let status: Value = serde_json::from_slice(&text).unwrap_or_default();
-            if args.json {
-                println!("{}", String::from_utf8_lossy(&text));
-            } else {
-                print!("{}", page(&authority, &status, Utc::now()));
-            }
-            ExitCode::from(health(&status) as u8)
+/// What makes a terminal show a page where another one is: written over it line by line, since a screen that is cleared
+/// first flickers, and without wrapping, which would tear the table apart.
+fn over(page: &str) -> String {
+    let mut text = "\x1b[?7l\x1b[H".to_owned();
+    for line in page.lines() {
+        let _ = write!(text, "{line}\x1b[K\r\n");
+    }
+    // Wrapping is back whenever it is left.
+    text.push_str("\x1b[J\x1b[?7h");
+    text
+}
+
+fn once(args: &Where) -> ExitCode {
+    match look(args) {
+        Ok((page, health)) => {
+            print!("{page}");
+            ExitCode::from(health as u8)
         }
         Err(reason) => {
             eprintln!("{reason}");
@@ -78,18 +95,34 @@ fn once(args: &Where, before: &str) -> ExitCode {
     }
 }
 
+/// What is printed, and how well it is.
+fn look(args: &Where) -> Result<(String, Health), String> {
+    let (authority, text) = answer(args)?;
+    let status: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let page = if args.json {
+        format!("{}\n", String::from_utf8_lossy(&text))
+    } else {
+        page(&authority, &status, Utc::now())
+    };
+    Ok((page, health(&status)))
+}
+
 pub fn answer(args: &Where) -> Result<(String, bytes::Bytes), String> {
     let authority = authority(args)?;
-    let answer = ask::runtime()?
-        .block_on(ask::get(&authority, "/status"))
+    let asking = ask::Asking {
+        token: None,
+        operator: String::new(),
+        limit: LIMIT,
+    };
+    let (status, body) = ask::runtime()?
+        .block_on(ask::call(&authority, Method::GET, "/status", asking))
         .map_err(|reason| unreachable(&authority, &reason))?;
-    if answer.status != 200 {
+    if status != 200 {
         return Err(format!(
-            "{authority} answered {} to GET /status: is it a Diptych?",
-            answer.status
+            "{authority} answered {status} to GET /status: is it a Diptych?"
         ));
     }
-    Ok((authority, answer.body))
+    Ok((authority, body))
 }
 
 fn authority(args: &Where) -> Result<String, String> {
@@ -141,18 +174,17 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
         Health::Unavailable => "unavailable",
     };
     let role = match status["leader"].as_bool() {
-        Some(true) => format!("writes the log as {}", text(&status["holder"])),
-        _ => "has been replaced by another proxy as the log's writer".to_owned(),
+        Some(true) => format!("written by {}", text(&status["holder"])),
+        _ => "ANOTHER PROXY HAS TAKEN IT OVER".to_owned(),
     };
     let _ = writeln!(
         page,
-        "Diptych {} at {authority}: {word}, {} of {} nodes healthy, {role} (term {})\n",
+        "Diptych {} at {authority}: {word}, {} of {} nodes healthy\n",
         text(&status["version"]),
         text(&status["healthy_instances"]),
         text(&status["total_instances"]),
-        text(&status["term"]),
     );
-    let head = ["NODE", "URL", "STATE", "IN SYNC", "PENDING", "OLDEST", "LAST ERROR"];
+    let head = ["NODE", "URL", "STATE", "IN SYNC", "PENDING", "OLDEST"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(instances(status).iter().map(|node| {
         let state = match (node["healthy"].as_bool(), node["up"].as_bool()) {
@@ -168,10 +200,15 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
             if node["in_sync"] == true { "yes" } else { "no" }.to_owned(),
             text(&node["pending_writes"]),
             age(&node["oldest_pending"], now),
-            text(&node["last_error"]),
         ]
     }));
     page.push_str(&table(&rows));
+    for node in instances(status) {
+        if let Some(error) = node["last_error"].as_str() {
+            // In a line of its own: it is long, and its end says the most.
+            let _ = writeln!(page, "last error of {}:\n  {error}", text(&node["name"]));
+        }
+    }
     for node in instances(status) {
         let maintenance = &node["maintenance"];
         if maintenance.is_object() {
@@ -189,13 +226,14 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
     let log = &status["wal"];
     let _ = writeln!(
         page,
-        "\nlog: {}, {}; {} pending, {} replayed, {} failed replays, {} parked{}",
+        "\nlog: {}, {}\n     {role}, term {}\n     {} pending, {} replayed, {} failed replays, {} parked{}",
         text(&log["journal"]),
         if log["available"] == true {
             "answers"
         } else {
             "DOES NOT ANSWER"
         },
+        text(&status["term"]),
         text(&log["pending_writes"]),
         text(&log["total_replayed"]),
         text(&log["failed_replays"]),
@@ -246,9 +284,9 @@ fn page(authority: &str, status: &Value, now: DateTime<Utc>) -> String {
         let _ = writeln!(page, "... {total} in all");
     }
     if !events.is_empty() {
-        page.push_str("\nlast events:\n");
+        page.push_str("\nlast events, and how long ago:\n");
         for event in events.iter().take(EVENTS).rev() {
-            page.push_str(&line(event));
+            page.push_str(&line(event, &format!("{:>7}", age(&event["at"], now))));
         }
     }
     page
@@ -342,10 +380,16 @@ mod tests {
         assert!(page.contains("degraded"), "{page}");
         assert!(page.contains("down   yes"), "{page}");
         assert!(page.contains("10 min"), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         assert!(
             page.contains("not in sync: collection docs on replica: backlog, 7 pending"),
             "{page}"
         );
+    }
+
+    #[test]
+    fn a_page_takes_the_place_of_another() {
+        assert_eq!(over("a\nb\n"), "\x1b[?7l\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J\x1b[?7h");
     }
 
     #[test]

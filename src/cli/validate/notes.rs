@@ -47,7 +47,8 @@ impl Notes {
     pub fn step(&self, text: &str) {
         self.line(text);
         if self.moving {
-            eprint!("\r\x1b[2K{text}");
+            // Without wrapping: of a line that takes two, only one would be taken away again.
+            eprint!("\r\x1b[2K\x1b[?7l{text}\x1b[?7h");
         }
     }
 

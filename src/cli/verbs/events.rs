@@ -53,7 +53,7 @@ fn show(args: &EventsArgs) -> Result<(), String> {
     let mut found = found;
     loop {
         for event in list(&found).iter().rev().filter(|event| id(event) > last) {
-            diptych.print(event, line);
+            diptych.print(event, dated);
         }
         last = list(&found).first().map_or(last, id).max(last);
         pause();
@@ -71,11 +71,19 @@ fn id(event: &Value) -> i64 {
 
 /// The oldest first: the last line is the last thing that happened.
 fn page(found: &Value) -> String {
-    list(found).iter().rev().map(line).collect()
+    list(found).iter().rev().map(dated).collect()
 }
 
-pub fn line(event: &Value) -> String {
-    let mut line = format!("{}  {:13}", text(&event["at"]), text(&event["kind"]));
+fn dated(event: &Value) -> String {
+    // To the second: nobody reads the rest.
+    let at = text(&event["at"]);
+    let second = at.split('.').next().unwrap_or_default();
+    line(event, &format!("{}Z", second.trim_end_matches('Z')))
+}
+
+/// An event, with when it was.
+pub fn line(event: &Value, when: &str) -> String {
+    let mut line = format!("{when}  {:13}", text(&event["kind"]));
     for (name, before, after) in [("node", "  ", ":"), ("what", " ", ""), ("who", " (by ", ")")] {
         if let Some(value) = event[name].as_str() {
             let lead = if name == "what" && event["node"].is_null() {
@@ -103,8 +111,8 @@ mod tests {
                                       event("1", Some("replica"), None, "it went down")]});
         assert_eq!(
             page(&found),
-            "2030-01-01T00:00:00.000Z  verb           replica: it went down\n\
-             2030-01-01T00:00:00.000Z  verb           drain pause: done (by alice)\n"
+            "2030-01-01T00:00:00Z  verb           replica: it went down\n\
+             2030-01-01T00:00:00Z  verb           drain pause: done (by alice)\n"
         );
     }
 }
