@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::client::POLL;
 
@@ -48,20 +48,20 @@ impl Waiting {
         self.line(what);
     }
 
-    /// So much of it is done.
+    /// So much of it is done; in numbers too.
     pub fn share(&self, what: &str, done: u64, total: u64) {
+        let text = format!("{} of {} {what}", HumanCount(done), HumanCount(total));
+        self.part(if total == 0 { what } else { &text }, done, total);
+    }
+
+    /// So much of it is done; the text says how much.
+    pub fn part(&self, what: &str, done: u64, total: u64) {
         if total > 0 && self.bar.length() != Some(total) {
             self.bar.set_length(total);
-            self.bar.set_style(style(
-                "{spinner} [{bar:30}] {human_pos} of {human_len} {wide_msg} {elapsed}",
-            ));
+            self.bar.set_style(style("{spinner} [{bar:24}] {wide_msg} {elapsed}"));
         }
         self.bar.set_position(done.min(total));
-        self.bar.set_message(what.to_owned());
-        match total {
-            0 => self.line(what),
-            _ => self.line(&format!("{done} of {total} {what}")),
-        }
+        self.say(what);
     }
 
     /// So much is left; it may grow.

@@ -62,6 +62,15 @@ pub struct Finding {
     pub repairing: bool,
 }
 
+/// The collection that is being compared.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Current {
+    pub name: String,
+    /// Compared so far, of those to compare.
+    pub records: usize,
+    pub records_total: usize,
+}
+
 /// A comparison, while it goes on and after.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
@@ -72,6 +81,8 @@ pub struct Report {
     pub collections_done: usize,
     pub records: usize,
     pub differing: usize,
+    /// `None` between two collections and at the end.
+    pub current: Option<Current>,
     pub findings: Vec<Finding>,
 }
 
@@ -89,6 +100,7 @@ pub fn verify(core: &Arc<Core>, one: Option<Arc<Collection>>, options: Options) 
         collections_done: 0,
         records: 0,
         differing: 0,
+        current: None,
         findings: vec![],
     };
     let id = report.id;
@@ -97,9 +109,16 @@ pub fn verify(core: &Arc<Core>, one: Option<Arc<Collection>>, options: Options) 
     core.env.spawn(Box::pin(async move {
         for collection in collections {
             let so_far = report.clone();
-            let tell = |records: usize| {
+            let name = collection.facts().name.clone();
+            let tell = |before: usize, records: usize, records_total: usize| {
+                let name = name.clone();
                 its_core.repairing.put_report(Report {
-                    records: so_far.records + records,
+                    records: so_far.records + before + records,
+                    current: Some(Current {
+                        name,
+                        records,
+                        records_total,
+                    }),
                     ..so_far.clone()
                 });
             };
@@ -128,8 +147,8 @@ fn living(core: &Core) -> Vec<Arc<Collection>> {
     all
 }
 
-/// Hears how many records of a collection are compared so far.
-type Tell<'a> = &'a (dyn Fn(usize) + Send + Sync);
+/// Hears how many records of a collection are compared so far: on nodes before this one, on this one, and of how many.
+type Tell<'a> = &'a (dyn Fn(usize, usize, usize) + Send + Sync);
 
 /// Compares every node that is in step with a collection with the first of them.
 async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Options, tell: Tell<'_>) -> Vec<Finding> {
@@ -167,7 +186,7 @@ async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Option
         let outcome = match usable.contains(&target) {
             true => {
                 let before: usize = findings.iter().map(|one: &Finding| one.records).sum();
-                compare_pair(&job, options, &mut finding, &|records| tell(before + records)).await
+                compare_pair(&job, options, &mut finding, &|done, total| tell(before, done, total)).await
             }
             false => Err(Trouble::Wait("the node is not in step".to_owned())),
         };
@@ -192,14 +211,19 @@ async fn compare(core: &Arc<Core>, collection: &Arc<Collection>, options: Option
     findings
 }
 
-async fn compare_pair(job: &Job, options: Options, finding: &mut Finding, tell: Tell<'_>) -> Result<(), Trouble> {
+async fn compare_pair(
+    job: &Job,
+    options: Options,
+    finding: &mut Finding,
+    tell: &(dyn Fn(usize, usize) + Send + Sync),
+) -> Result<(), Trouble> {
     let (source, _) = job.objects().await?;
     let space = source.space();
     let settings = Pass {
         sample: options.sample,
         rate: options.rate,
     };
-    let compared = pass(job, settings, space, |records, _| tell(records)).await?;
+    let compared = pass(job, settings, space, tell).await?;
     finding.records = compared.records;
     let suspects: Vec<String> = compared.suspects.into_iter().collect();
     let mut found = BTreeSet::new();
@@ -388,7 +412,7 @@ pub async fn keep_verifying(core: Arc<Core>) {
             .find(|collection| now.saturating_sub(*last.get(&collection.generation).unwrap_or(&started)) >= interval);
         if let Some(collection) = due {
             last.insert(collection.generation, now);
-            compare(&core, &collection, options, &|_| {}).await;
+            compare(&core, &collection, options, &|_, _, _| {}).await;
         }
     }
 }

@@ -13,10 +13,12 @@ use crate::harness::compare::{DEFAULT, assert_nodes_equal};
 use crate::harness::diptych::{Config, Diptych, HEALTH};
 use crate::harness::fault::FaultNode;
 use crate::harness::{Stage, eventually, scenarios};
+use crate::operator::{assert_documented, diptych, fails, value};
 
 scenarios! {
     a_wiped_replica_is_noticed_before_anything_is_drained_into_it: sqlite, postgres;
     a_replica_from_an_older_backup_is_noticed: sqlite, postgres;
+    a_restored_primary_can_be_accepted: sqlite;
     a_primary_from_an_older_backup_that_is_alone_waits: sqlite;
     a_route_that_leads_to_another_server_is_noticed: sqlite;
     two_urls_of_one_server_are_refused: sqlite;
@@ -99,7 +101,9 @@ async fn a_replica_from_an_older_backup_is_noticed(stage: Stage) {
     assert_eq!(cluster.assert_equal().await, 1);
 }
 
-async fn a_primary_from_an_older_backup_that_is_alone_waits(stage: Stage) {
+/// Both nodes and the proxy were gone, and the primary is back alone, from a backup without its last write: it serves
+/// nothing, and an operator is told what to do.
+async fn a_restored_primary_alone(stage: &Stage) -> (Cluster, String) {
     let mut cluster = stage.cluster().await;
     let api = cluster.api.clone();
     let id = api.collection("docs").await;
@@ -131,6 +135,31 @@ async fn a_primary_from_an_older_backup_that_is_alone_waits(stage: Stage) {
         })
         .await;
     api.op(&id, "get", &json!({})).await.expect(503);
+    (cluster, id)
+}
+
+/// The replica is lost for good: an operator accepts what the primary lacks as lost.
+async fn a_restored_primary_can_be_accepted(stage: Stage) {
+    let (cluster, id) = a_restored_primary_alone(&stage).await;
+    fails(
+        &diptych(&cluster, &["node", "accept", "replica", "--yes"]),
+        "replica is not accepted: ",
+    );
+    let accepted = value(&diptych(&cluster, &["node", "accept", "primary", "--yes", "--json"]));
+    assert_documented("node accept", &accepted);
+    eventually(Duration::from_secs(60), "the primary serves", || async {
+        match cluster.api.try_op(&id, "get", &json!({"ids": ["x"]})).await {
+            Ok(answer) if answer.json()["documents"][0] == "w1" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    cluster.api.op(&id, "upsert", &record("x", 3)).await.ok();
+    assert_eq!(document(&cluster, &id, "x").await, "w3");
+}
+
+async fn a_primary_from_an_older_backup_that_is_alone_waits(stage: Stage) {
+    let (mut cluster, id) = a_restored_primary_alone(&stage).await;
     cluster.b.restart().await;
     eventually(Duration::from_secs(60), "B serves", || async {
         match cluster.api.try_op(&id, "get", &json!({"ids": ["x"]})).await {

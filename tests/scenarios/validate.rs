@@ -10,6 +10,7 @@ use crate::harness::cluster::{Cluster, Options, Side};
 use crate::harness::compare::{DEFAULT, Dump, Record};
 use crate::harness::fault::Seen;
 use crate::harness::{Stage, scenarios};
+use crate::operator::assert_documented;
 
 scenarios! {
     a_good_mirror_passes_and_nothing_is_left: sqlite, postgres;
@@ -182,6 +183,11 @@ async fn a_good_mirror_passes_and_nothing_is_left(stage: Stage) {
     for one in report["scenarios"].as_array().expect("scenarios") {
         assert!(one["direct_reads"].as_u64() > Some(0), "{one:#}");
     }
+    // Of scenarios, one with parts: the shape of a part is compared too.
+    let mut shown = report.clone();
+    let status = shown["scenarios"].as_array_mut().expect("scenarios");
+    status.retain(|one| one["key"] == "status");
+    assert_documented("validate", &shown);
     let cleaned = &report["clean_up"];
     assert_eq!(
         (&cleaned["scenarios_cleaned"], &cleaned["collections_preserved"]),
@@ -382,12 +388,28 @@ async fn leftovers_are_removed_by_their_name_and_mark_alone(stage: Stage) {
     let users = Users::write(&cluster).await;
     let mark = |run: &str| json!({"metadata": {"diptych_validate": run}});
     let (old, new) = ("20200131T235959Z-0123abcd", "21200131T235959Z-0123abcd");
+    // The very same names and marks in another database and in another tenant are not those of the run that is cleaned.
+    let elsewhere = [("default_tenant", "other"), ("tenant", "default_database")];
+    cluster.api.create_tenant("tenant").await.ok();
+    for (tenant, database) in elsewhere {
+        cluster
+            .api
+            .within(tenant, database)
+            .create_database(database)
+            .await
+            .ok();
+    }
     for run in [old, new] {
         let name = format!("diptych-validate-{run}-health-x");
-        let id = cluster.api.create_collection(&name, mark(run)).await.ok().id();
-        let records = json!({"ids": ["a"], "embeddings": [[1.0]]});
-        cluster.api.op(&id, "add", &records).await.expect(201);
+        let mut apis = vec![cluster.api.clone()];
+        apis.extend(elsewhere.map(|(tenant, database)| cluster.api.within(tenant, database)));
+        for api in apis {
+            let id = api.create_collection(&name, mark(run)).await.ok().id();
+            let records = json!({"ids": ["a"], "embeddings": [[1.0]]});
+            api.op(&id, "add", &records).await.expect(201);
+        }
     }
+    cluster.diptych.wait_drained().await;
     let (code, told) = report(&cluster, &["--clean", "--older-than", "1d", "--dry-run"]);
     let found = json!(["diptych-validate-20200131T235959Z-0123abcd-health-x"]);
     assert_eq!(
@@ -397,6 +419,7 @@ async fn leftovers_are_removed_by_their_name_and_mark_alone(stage: Stage) {
     );
     assert_eq!(names_on(&cluster.b).await.len(), CLOSE.len() + 2, "nothing is removed");
     let (code, told) = report(&cluster, &["--clean", "--older-than", "1d"]);
+    assert_documented("validate --clean", &told);
     assert_eq!(
         (code, &told["found"], &told["documents"]),
         (0, &found, &json!(1)),
@@ -408,6 +431,20 @@ async fn leftovers_are_removed_by_their_name_and_mark_alone(stage: Stage) {
         (0, &json!(1), &json!(1)),
         "{told:#}"
     );
+    let others: Vec<(&str, &str)> = elsewhere.to_vec();
+    assert_eq!(
+        cluster.assert_equal_in(&others).await,
+        4,
+        "each has its record, on both nodes"
+    );
+    for (tenant, database) in elsewhere {
+        let api = cluster.api.within(tenant, database);
+        for run in [old, new] {
+            api.drop_collection(&format!("diptych-validate-{run}-health-x"))
+                .await
+                .ok();
+        }
+    }
     users.are_alone(&cluster).await;
 
     // The name alone does not make it ours, nor does another run's mark.

@@ -97,7 +97,10 @@ fn await_copy(diptych: &Diptych, args: &ResyncArgs, name: &str) -> Result<(), St
             ));
         }
         let progress = |name: &str| row["progress"][name].as_u64().unwrap_or(0);
-        waiting.share("records copied", progress("records_done"), progress("records_total"));
+        match progress("records_total") {
+            0 => waiting.say("the copy has not begun yet"),
+            total => waiting.share("records copied", progress("records_done"), total),
+        }
         waiting.pause();
     }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use indicatif::HumanCount;
 use serde_json::Value;
 
 use super::{CollectionArgs, query};
@@ -69,18 +70,31 @@ fn compare(args: &VerifyArgs) -> Result<bool, String> {
         if !report["finished_at"].is_null() {
             break report;
         }
-        let count = |name: &str| report[name].as_u64().unwrap_or(0);
-        let records = count("records");
-        waiting.share(
-            &format!("collections, {records} records compared"),
-            count("collections_done"),
-            count("collections"),
-        );
+        tell(&waiting, &report);
         waiting.pause();
     };
     waiting.end();
     diptych.print(&report, report_page);
     Ok(is_equal(&report))
+}
+
+/// Parts of a collection that the bar shows.
+const PARTS: u64 = 1000;
+
+/// How far it is: collections count alike, and the one under way by its records.
+fn tell(waiting: &Waiting, report: &Value) {
+    let count = |of: &Value| of.as_u64().unwrap_or(0);
+    let current = &report["current"];
+    let (all, done) = (count(&report["collections"]), count(&report["collections_done"]));
+    let of_current = (count(&current["records"]) * PARTS)
+        .checked_div(count(&current["records_total"]))
+        .unwrap_or(0);
+    let records = HumanCount(count(&report["records"]));
+    let mut said = format!("{done} of {all} collections, {records} records");
+    if let Some(name) = current["name"].as_str() {
+        said.push_str(&format!("; at {name}"));
+    }
+    waiting.part(&said, done * PARTS + of_current.min(PARTS), all * PARTS);
 }
 
 fn findings(report: &Value) -> &[Value] {
