@@ -325,4 +325,21 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_readme_has_every_metric_and_no_other() {
+        let quoted = |text: &str, quote: char| -> std::collections::BTreeSet<String> {
+            let name =
+                |part: &&str| part.starts_with("diptych_") && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            text.split(quote).filter(name).map(str::to_owned).collect()
+        };
+        let (code, tests) = include_str!("collector.rs").split_once("#[cfg(test)]").unwrap();
+        assert!(tests.contains("diptych_test_total"), "which is none of ours");
+        let mut ours = quoted(code, '"');
+        ours.extend(quoted(include_str!("../metrics.rs"), '"'));
+        assert!(ours.len() > 30, "{ours:?}");
+        let (_, section) = include_str!("../../README.md").split_once("### Metrics").unwrap();
+        let (table, _) = section.split_once("Worth an alert").unwrap();
+        assert_eq!(quoted(table, '`'), ours);
+    }
 }
