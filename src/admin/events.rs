@@ -83,7 +83,7 @@ pub async fn keep_watch(core: Arc<Core>) {
             if was.in_sync && !is.in_sync {
                 record(
                     Kind::OutOfSync,
-                    format!("it is out of step: {} entries pending, {} repairs", is.rows, is.repairs),
+                    format!("it is out of step: {} entries, {} repairs", is.rows, is.repairs),
                 );
             }
             if was.rows > 0 && is.rows == 0 {
