@@ -12,7 +12,7 @@ use super::wire::{Job, Load, Source, Target};
 use super::{Plan, stage};
 use crate::common::{self, DIMENSION, Others, percentile, record};
 use crate::harness::Journal;
-use crate::harness::cluster::{Options, Side};
+use crate::harness::cluster::{Cluster, Options, Side};
 use crate::harness::data::{Rng, base64_embedding};
 
 /// Entries of the large backlog.
@@ -48,13 +48,33 @@ fn batches() -> Source {
     })
 }
 
+/// The time from the last moment at which everything was pending until nothing is, and how much that was; `None`: it
+/// took too long.
+async fn watch_drain(cluster: &Cluster) -> Option<(Instant, Instant, u64)> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let (limit, mut first) = (Instant::now() + LIMIT, None);
+    while Instant::now() < limit {
+        let status = cluster.diptych.status().await;
+        let pending = status["instances"][1]["pending_writes"].as_u64().unwrap_or(0);
+        let now = Instant::now();
+        let (most, since) = *first.get_or_insert((pending, now));
+        if pending >= most {
+            first = Some((pending, now));
+        } else if pending == 0 {
+            return Some((since, now, most));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    None
+}
+
 /// One writer makes a backlog while a node is down; the node comes back.
 pub async fn drain(plan: &Plan) -> String {
     let (mut cluster, _) = common::start_with("drain", Journal::Sqlite, 1, Options::default()).await;
     let (mut made, mut drained, mut straight) = (Vec::new(), Vec::new(), Vec::new());
     let (mut before, mut during) = (Vec::new(), Vec::new());
-    // Enough entries that the drain can be timed.
-    let (making, apart) = (plan.seconds * 4.0, Duration::from_millis(20));
+    // Enough entries that the drain can be timed, and that clients send enough while it lasts.
+    let (making, apart) = (plan.seconds * 6.0, Duration::from_millis(20));
     let others = Others::start();
     for round in 0..plan.rounds {
         let id = cluster.api.collection(&format!("missed-{round}")).await;
@@ -62,36 +82,24 @@ pub async fn drain(plan: &Plan) -> String {
         let port = cluster.diptych.port;
         let mut foreground = Load::new(vec![vec![Target::new(port, &calm)]], singles(), plan.seconds);
         foreground.pace = Some(apart);
-        before.push(percentile(&foreground.run(|| ()).await.writes, 99.0));
+        before.push(foreground.run(|| ()).await.writes);
 
         cluster.down(Side::B).await;
         let load = Load::new(vec![vec![Target::new(port, &id)]], singles(), making);
         made.push(load.run(|| ()).await.records as f64 / making);
 
         cluster.b.restart().await;
-        let mut foreground = Load::new(vec![vec![Target::new(port, &calm)]], singles(), 60.0);
+        let mut foreground = Load::new(vec![vec![Target::new(port, &calm)]], singles(), 90.0);
         (foreground.pace, foreground.warmup) = (Some(apart), Duration::ZERO);
         // What the proxy says of the node is watched; the load is as long as the drain and no longer.
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let load = tokio::spawn(foreground.run_until(stopped));
-        let (mut first, mut last) = (None, None);
-        let limit = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < limit {
-            let status = cluster.diptych.status().await;
-            let pending = status["instances"][1]["pending_writes"].as_u64().unwrap_or(0);
-            let now = Instant::now();
-            let (most, since) = *first.get_or_insert((pending, now));
-            if pending >= most {
-                first = Some((pending, now));
-            } else if pending == 0 {
-                last = Some(most as f64 / (now - since).as_secs_f64());
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let drain = watch_drain(&cluster).await;
         let _ = stop.send(());
-        during.push(percentile(&load.await.expect("the load ends").writes, 99.0));
-        drained.push(last.unwrap_or(f64::NAN));
+        let sample = load.await.expect("the load ends");
+        // Before the drain a node starts, which is not what is measured.
+        during.push(drain.map_or(Vec::new(), |(from, to, _)| sample.writes_within(from, to)));
+        drained.push(drain.map_or(f64::NAN, |(from, to, most)| most as f64 / (to - from).as_secs_f64()));
         cluster.diptych.wait_drained().await;
 
         // Behind the proxy's back, as its drain could at best.
@@ -108,18 +116,39 @@ pub async fn drain(plan: &Plan) -> String {
     ] {
         table.row(&[what.into(), spread(rates, 0)]);
     }
+    let mut latency = Table::new(&["that client's upserts", "how many", "p50, ms", "p99, ms"]);
+    let percentiles = |rounds: &[Vec<f64>], percent| -> Vec<f64> {
+        rounds.iter().map(|writes| percentile(writes, percent)).collect()
+    };
+    for (what, rounds) in [("before, both nodes up", &before), ("during the drain", &during)] {
+        latency.row(&[
+            what.into(),
+            rounds.iter().map(Vec::len).sum::<usize>().to_string(),
+            spread(&percentiles(rounds, 50.0), 1),
+            spread(&percentiles(rounds, 99.0), 1),
+        ]);
+    }
+    let ratio = |percent| {
+        spread(
+            &ratios(&percentiles(&during, percent), &percentiles(&before, percent)),
+            2,
+        )
+    };
+    // A round's p99 is the worst of not many: the same of all rounds together.
+    let all = percentile(&during.concat(), 99.0) / percentile(&before.concat(), 99.0);
     let equal = cluster.assert_equal().await;
     format!(
         "{} rounds; the backlog is made for {making} s. Timed from the last moment at which everything was pending.\n\n{}\
-         Drain / making: {}; drain / straight: {}. Foreground p99: before {} ms, during {} ms, during / before {}. Records \
-         equal on both nodes afterwards: {equal}. Other programs: {:.2} cores.\n",
+         Drain / making: {}; drain / straight: {}.\n\n{}\
+         During / before: p50 {}, p99 {}, p99 of all rounds together {all:.2}. Records equal on both nodes afterwards: \
+         {equal}. Other programs: {:.2} cores.\n",
         plan.rounds,
         table.end(),
         spread(&ratios(&drained, &made), 1),
         spread(&ratios(&drained, &straight), 2),
-        spread(&before, 1),
-        spread(&during, 1),
-        spread(&ratios(&during, &before), 2),
+        latency.end(),
+        ratio(50.0),
+        ratio(99.0),
         others.cores()
     )
 }

@@ -45,6 +45,18 @@ impl Connection {
 
     /// Sends a request and reads its answer to the end; an answer that is no success is an error with its body.
     pub async fn send(&mut self, request: &[u8]) -> io::Result<()> {
+        let address = self.address;
+        match self.ask(request).await? {
+            (200..300, _) => Ok(()),
+            (status, body) => {
+                let body = String::from_utf8_lossy(body);
+                Err(io::Error::other(format!("{status} from {address}: {body}")))
+            }
+        }
+    }
+
+    /// The same, and gives the answer's status and body, whatever they are.
+    pub async fn ask(&mut self, request: &[u8]) -> io::Result<(u16, &[u8])> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         let (status, start, length) = loop {
@@ -56,11 +68,7 @@ impl Connection {
         while self.buffer.len() < start + length {
             self.more().await?;
         }
-        if (200..300).contains(&status) {
-            return Ok(());
-        }
-        let body = String::from_utf8_lossy(&self.buffer[start..]);
-        Err(io::Error::other(format!("{status} from {}: {body}", self.address)))
+        Ok((status, &self.buffer[start..start + length]))
     }
 
     async fn more(&mut self) -> io::Result<()> {
@@ -127,9 +135,21 @@ pub struct Sample {
     /// Latencies in milliseconds.
     pub reads: Vec<f64>,
     pub writes: Vec<f64>,
+    /// When each of the writes was answered.
+    pub answered: Vec<Instant>,
 }
 
 impl Sample {
+    /// Latencies of the writes that were under way at some moment of a time.
+    pub fn writes_within(&self, from: Instant, to: Instant) -> Vec<f64> {
+        let timed = self.writes.iter().zip(&self.answered);
+        let sent = |took: f64, answered: Instant| answered.checked_sub(Duration::from_secs_f64(took / 1000.0));
+        timed
+            .filter(|(took, answered)| **answered > from && sent(**took, **answered).is_some_and(|sent| sent < to))
+            .map(|(took, _)| *took)
+            .collect()
+    }
+
     pub fn all(&self) -> Vec<f64> {
         [self.reads.as_slice(), &self.writes].concat()
     }
@@ -216,6 +236,7 @@ impl Load {
             sum.records += part.records;
             sum.reads.extend(part.reads);
             sum.writes.extend(part.writes);
+            sum.answered.extend(part.answered);
         }
         sum.seconds = self.length.as_secs_f64();
         sum
@@ -244,6 +265,7 @@ impl Client {
                 let took = (now - start).as_secs_f64() * 1000.0;
                 if job.records > 0 {
                     sample.writes.push(took);
+                    sample.answered.push(now);
                 } else {
                     sample.reads.push(took);
                 }
