@@ -54,4 +54,4 @@ bench: ## Compare with direct Chroma, nginx, bare Pingora, pgbench: bench/RESULT
 	@scripts/setup bench
 	cargo bench --locked --bench compare -- $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
-	$(if $(PARTS),,cargo bench --locked --no-fail-fast --bench routes --bench outage)
+	$(if $(PARTS),,cargo bench --locked --bench routes)

@@ -3,23 +3,32 @@
 
 mod backlog;
 mod bare;
+mod clients;
 #[allow(dead_code, reason = "each of the benches uses a part of it")]
 #[path = "../common.rs"]
 mod common;
+mod failover;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the scenarios use more of it")]
 #[path = "../../tests/scenarios/harness/mod.rs"]
 mod harness;
 mod journal;
+mod killed;
 mod nginx;
+mod plot;
 mod reads;
+mod refill;
 mod report;
+mod watch;
 mod wire;
 mod writers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
+
+use report::Section;
 
 use harness::{Journal, Stage, process};
 
@@ -37,6 +46,9 @@ struct Args {
     /// Another build of `diptych`, measured beside this one where that makes sense.
     #[arg(long)]
     other: Option<PathBuf>,
+    /// What the report calls it.
+    #[arg(long, default_value = "other build")]
+    other_name: String,
     /// The page whose sections are replaced.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/RESULTS.md"), hide_default_value = true)]
     out: PathBuf,
@@ -54,8 +66,10 @@ struct Args {
 pub struct Plan {
     pub rounds: u32,
     pub seconds: f64,
-    /// Another build of `diptych`.
-    pub other: Option<PathBuf>,
+    /// Another build of `diptych`, and what it is called.
+    pub other: Option<(PathBuf, String)>,
+    /// Where pictures go: beside the page.
+    pub pictures: PathBuf,
 }
 
 impl Plan {
@@ -70,13 +84,16 @@ impl Plan {
 }
 
 /// Parts by name, with the title of their section, in the order of the page.
-const PARTS: [(&str, &str); 7] = [
+const PARTS: [(&str, &str); 10] = [
     ("stub", "Reads of a stub"),
     ("reads", "Reads of real servers"),
     ("writers", "Writers"),
     ("writers-postgres", "Writers, log in Postgres"),
     ("journal", "Journal"),
     ("drain", "Drain"),
+    ("failover", "A node goes away and comes back"),
+    ("postgres-killed", "Postgres is killed"),
+    ("refill", "A wiped node is filled again"),
     ("backlog", "A million pending entries"),
 ];
 
@@ -110,15 +127,22 @@ pub fn cpu_seconds(pid: u32) -> f64 {
         .map_or(0.0, |ticks| ticks.iter().sum::<f64>() / per_second)
 }
 
-fn main() {
+fn main() -> ExitCode {
     let args = Args::parse();
     if let (Some(port), Some(upstream)) = (args.serve_bare, args.upstream) {
         bare::serve(port, upstream);
     }
+    // The proxies run in folders of their own.
+    let other = args.other.map(|file| {
+        let absolute = file.canonicalize();
+        let absolute = absolute.unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        (absolute, args.other_name)
+    });
     let plan = Plan {
         rounds: args.rounds,
         seconds: args.seconds,
-        other: args.other,
+        other,
+        pictures: args.out.with_file_name(""),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -126,21 +150,33 @@ fn main() {
         .build()
         .expect("a runtime");
     let wanted = |part: &str| args.parts.is_empty() || args.parts.iter().any(|wanted| wanted == part);
+    let mut faults = 0;
     for (part, title) in PARTS.into_iter().filter(|(part, _)| wanted(part)) {
-        let text = runtime.block_on(async {
+        let section: Section = runtime.block_on(async {
             match part {
-                "stub" => reads::stub(&plan).await,
-                "reads" => reads::real(&plan).await,
-                "writers" => writers::run(&plan, Journal::Sqlite).await,
-                "writers-postgres" => writers::run(&plan, Journal::Postgres).await,
-                "journal" => journal::run_all(&plan).await,
-                "drain" => backlog::drain(&plan).await,
-                _ => backlog::large(&plan).await,
+                "stub" => reads::stub(&plan).await.into(),
+                "reads" => reads::real(&plan).await.into(),
+                "writers" => writers::run(&plan, Journal::Sqlite).await.into(),
+                "writers-postgres" => writers::run(&plan, Journal::Postgres).await.into(),
+                "journal" => journal::run_all(&plan).await.into(),
+                "drain" => backlog::drain(&plan).await.into(),
+                "failover" => failover::run(&plan).await,
+                "postgres-killed" => killed::run(&plan).await,
+                "refill" => refill::run(&plan).await,
+                _ => backlog::large(&plan).await.into(),
             }
         });
-        let text = format!("At {}. {text}", report::commit());
+        let mut text = format!("At {}. {}", report::commit(), section.text);
+        for fault in &section.faults {
+            text += &format!("\n**Fault:** {fault}\n");
+        }
+        faults += section.faults.len();
         println!("## {title}\n\n{text}");
         // After each part: what was measured is kept when a later one fails.
         report::publish(&args.out, &PARTS.map(|part| part.1), &BTreeMap::from([(title, text)]));
+    }
+    match faults {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }

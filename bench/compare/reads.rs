@@ -44,7 +44,7 @@ impl Rounds {
 }
 
 struct Arm {
-    name: &'static str,
+    name: String,
     target: Target,
     /// Whose CPU is counted.
     pid: Option<u32>,
@@ -80,7 +80,7 @@ fn table(arms: &[Arm], rounds: &[Rounds]) -> String {
     for (arm, rounds) in arms.iter().zip(rounds) {
         let cpu = arm.pid.map_or("-".into(), |_| spread(&rounds.cpu, 1));
         table.row(&[
-            arm.name.to_owned(),
+            arm.name.clone(),
             spread(&rounds.rate, 0),
             spread(&rounds.p50, 3),
             spread(&rounds.p99, 2),
@@ -147,9 +147,9 @@ impl Mirror {
         }
     }
 
-    fn arm(&self, name: &'static str) -> Arm {
+    fn arm(&self, name: &str) -> Arm {
         Arm {
-            name,
+            name: name.to_owned(),
             target: Target::new(self.diptych.port, &self.collection),
             pid: Some(self.diptych.pid()),
         }
@@ -174,8 +174,8 @@ pub async fn stub(plan: &Plan) -> String {
         direct.try_get("/api/v2/heartbeat")
     })
     .await;
-    let arm = |name, port: u16, pid| Arm {
-        name,
+    let arm = |name: &str, port: u16, pid| Arm {
+        name: name.to_owned(),
         target: Target::new(port, &mirror.collection),
         pid,
     };
@@ -186,10 +186,11 @@ pub async fn stub(plan: &Plan) -> String {
         mirror.arm("Diptych, two threads"),
     ];
     let other = match &plan.other {
-        Some(binary) => Some(Mirror::start(&super::stage("stub-other", Journal::Sqlite), Some(binary)).await),
+        Some((binary, _)) => Some(Mirror::start(&super::stage("stub-other", Journal::Sqlite), Some(binary)).await),
         None => None,
     };
-    arms.extend(other.as_ref().map(|other| other.arm("Diptych, other build")));
+    let other_name = plan.other.as_ref().map_or("", |(_, name)| name);
+    arms.extend(other.as_ref().map(|other| other.arm(&format!("Diptych, {other_name}"))));
     let mut text = format!(
         "{} rounds of {} s. The stub is nginx and answers fixed JSON.\n\n",
         plan.rounds, plan.seconds
@@ -212,7 +213,7 @@ pub async fn stub(plan: &Plan) -> String {
         );
         if let Some(other) = rounds.get(4) {
             text += &format!(
-                "Diptych / other build: requests/s {}, CPU per request {}\n\n",
+                "Diptych / Diptych with {other_name}: requests/s {}, CPU per request {}\n\n",
                 spread(&ratios(&diptych.rate, &other.rate), 2),
                 spread(&ratios(&diptych.cpu, &other.cpu), 2)
             );
@@ -246,12 +247,12 @@ pub async fn real(plan: &Plan) -> String {
     let own = cluster.a.api().by_name("reads").await.ok().id();
     let arms = [
         Arm {
-            name: "direct to one node",
+            name: "direct to one node".into(),
             target: Target::new(cluster.a.port, &own),
             pid: None,
         },
         Arm {
-            name: "Diptych, two nodes",
+            name: "Diptych, two nodes".into(),
             target: Target::new(cluster.diptych.port, &id),
             pid: Some(cluster.diptych.pid()),
         },

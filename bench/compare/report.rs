@@ -41,6 +41,29 @@ impl Table {
     }
 }
 
+/// One part of the page, and what a run must not show.
+pub struct Section {
+    pub text: String,
+    pub faults: Vec<String>,
+}
+
+impl From<String> for Section {
+    fn from(text: String) -> Section {
+        Section { text, faults: vec![] }
+    }
+}
+
+/// A table of columns that all have the same rows, each with its name.
+pub fn columns_of(titles: &[&str], columns: Vec<Vec<(&'static str, String)>>) -> Table {
+    let mut table = Table::new(&[&[""], titles].concat());
+    for row in 0..columns.first().map_or(0, Vec::len) {
+        let name = columns[0][row].0.to_owned();
+        let values = columns.iter().map(|column| column[row].1.clone());
+        table.row(&std::iter::once(name).chain(values).collect::<Vec<_>>());
+    }
+    table
+}
+
 /// The first line of what a program prints.
 fn says(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();

@@ -35,13 +35,14 @@ enum Way {
 }
 
 impl Way {
-    fn name(self) -> &'static str {
+    /// As the report calls it; `other` is the name of the other build.
+    fn name(self, other: &str) -> String {
         match self {
-            Way::Direct => "direct to one node",
-            Way::Both => "to two nodes at once",
-            Way::Diptych => "Diptych, two nodes",
-            Way::Always => "Diptych, `wal.payload: always`",
-            Way::Other => "Diptych, other build",
+            Way::Direct => "direct to one node".into(),
+            Way::Both => "to two nodes at once".into(),
+            Way::Diptych => "Diptych, two nodes".into(),
+            Way::Always => "Diptych, `wal.payload: always`".into(),
+            Way::Other => format!("Diptych, {other}"),
         }
     }
 }
@@ -155,7 +156,8 @@ impl Cast {
     }
 }
 
-fn batch(prefix: &str, first: usize, count: usize) -> Bytes {
+/// The body of a write of several records `prefix-n`.
+pub fn batch(prefix: &str, first: usize, count: usize) -> Bytes {
     let numbers = first..first + count;
     let mut rng = Rng::new(first as u64);
     let ids: Vec<String> = numbers.clone().map(|n| format!("{prefix}-{n}")).collect();
@@ -248,9 +250,10 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
     ];
     columns.extend(mixed.then_some("p50 of a read, ms"));
     let mut table = Table::new(&columns);
+    let other_name = plan.other.as_ref().map_or("", |(_, name)| name);
     for (way, rounds) in ways.iter().zip(&rounds) {
         let mut row = vec![
-            way.name().to_owned(),
+            way.name(other_name),
             spread(
                 &rounds.rate,
                 if rounds.rate.iter().all(|rate| *rate > 100.0) {
@@ -289,9 +292,16 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
         }
     }
     if let Some(other) = of(Way::Other) {
+        let added: Vec<f64> = diptych
+            .p50
+            .iter()
+            .zip(&other.p50)
+            .map(|(with, without)| with - without)
+            .collect();
         text += &format!(
-            "; p50 Diptych / other build: {}",
-            spread(&ratios(&diptych.p50, &other.p50), 2)
+            "; p50 Diptych / Diptych with {other_name}: {}, the difference {} ms",
+            spread(&ratios(&diptych.p50, &other.p50), 2),
+            spread(&added, 2)
         );
     }
     text + ".\n\n"
@@ -305,7 +315,9 @@ pub async fn run(plan: &Plan, journal: Journal) -> String {
         cluster,
         always: Some(Pair::start(&format!("{name}-always"), journal, "payload: always", None).await),
         other: match &plan.other {
-            Some(binary) => Some(Pair::start(&format!("{name}-other"), journal, "payload: missed", Some(binary)).await),
+            Some((binary, _)) => {
+                Some(Pair::start(&format!("{name}-other"), journal, "payload: missed", Some(binary)).await)
+            }
             None => None,
         },
     };
