@@ -52,6 +52,8 @@ check: ## Formatting, lints, documentation, dependencies
 
 bench: ## Compare with direct Chroma, nginx, bare Pingora, pgbench: bench/RESULTS.md; PARTS='stub writers', ROUNDS=, SECONDS=
 	@scripts/setup bench
+	$(if $(WITHOUT_INTENTS),scripts/build-without-intents)
 	cargo bench --locked --bench compare -- $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
-		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
+		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS) \
+		$(if $(WITHOUT_INTENTS),--other $(TARGET)/release/diptych-without-intents --other-name 'no intents')
 	$(if $(PARTS),,cargo bench --locked --bench routes)
