@@ -1,9 +1,11 @@
 //! Outcomes that are unknown, or that only look so.
 
+use std::time::Duration;
+
 use diptych::chroma::RecordWrite;
 use serde_json::json;
 
-use crate::fakes::{A, B, DISK_FULL, Fault, Gate, LOCKED, Stage, rows, seconds, text, value};
+use crate::fakes::{A, ALWAYS, B, DISK_FULL, Fault, Gate, LOCKED, Stage, rows, seconds, text, value};
 
 const WEIRD: &str = r#"{"error":"InternalError","message":"something nobody has seen before"}"#;
 
@@ -224,10 +226,7 @@ async fn s21_a_write_that_no_node_answers_in_time_ends_as_applied_on_both() {
         .iter()
         .flat_map(|a| ends.iter().map(move |b| (a.clone(), b.clone())))
     {
-        let stage = Stage::with(8, |settings| {
-            settings.write_timeout = std::time::Duration::from_secs(30)
-        })
-        .await;
+        let stage = Stage::with(8, |settings| settings.write_timeout = Duration::from_secs(30)).await;
         let c = stage.create("c").await;
         assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
         let gates = [Gate::new(), Gate::new()];
@@ -267,15 +266,33 @@ async fn s21_a_write_that_no_node_answers_in_time_ends_as_applied_on_both() {
     }
 }
 
+/// S21: every node takes longer for the batch than a client waits, each time, and the first time its connection breaks
+/// before the answer: what is drained has no such deadline.
+#[tokio::test(start_paused = true)]
+async fn s21_a_batch_that_always_takes_longer_than_the_deadline_gets_through() {
+    let stage = Stage::with(21, |settings| settings.write_timeout = Duration::from_secs(30)).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    let slow = |then| Fault::Slow(Duration::from_secs(40), Box::new(then));
+    for node in &stage.nodes {
+        node.fault("\"w2\"", 1, slow(Fault::ClosedBefore));
+        node.fault("\"w2\"", ALWAYS, slow(Fault::None));
+    }
+    let answer = stage.upsert(&c, "x", 2).await;
+    assert_eq!(answer.status, 504, "{}", text(&answer));
+    assert_eq!(stage.journal.rows(), rows(&[("a", "w2"), ("b", "w2")]));
+    stage.drained().await;
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w2".to_owned())]);
+    stage.assert_converged();
+}
+
 /// S11: what was broken off is still on its way; replayed too early it would land after its successors.
 #[tokio::test(start_paused = true)]
 async fn s11_a_write_that_lands_late_lands_before_its_replay() {
     let stage = Stage::new(9).await;
     stage.heal();
     let c = stage.create("c").await;
-    stage
-        .b()
-        .fault("\"w1\"", 1, Fault::LandsLate(std::time::Duration::from_secs(20)));
+    stage.b().fault("\"w1\"", 1, Fault::LandsLate(Duration::from_secs(20)));
     assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
     assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
     stage.drained().await;

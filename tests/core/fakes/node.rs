@@ -28,6 +28,8 @@ pub enum Fault {
     ClosedAfter,
     /// It arrives when the gate opens; then what the gate says.
     Held(Gate),
+    /// It takes so long; then what is said here.
+    Slow(Duration, Box<Fault>),
     /// Closed at once; it lands after a while, or when a canary comes, whatever is first.
     LandsLate(Duration),
     /// It is carried out at once, its answer waits for the gate.
@@ -333,6 +335,10 @@ impl FakeNode {
                 Fault::Held(_) | Fault::AnswerHeld(_) | Fault::NotSent => unreachable!("a gate behind a gate"),
                 fault => Box::pin(self.carry_out(seen, fault)).await,
             },
+            Fault::Slow(time, then) => {
+                tokio::time::sleep(time).await;
+                Box::pin(self.carry_out(seen, *then)).await
+            }
             Fault::LandsLate(after) => {
                 let number = {
                     let mut inner = self.inner.lock();
