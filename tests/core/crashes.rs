@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use diptych::chroma::RecordWrite;
 use diptych::journal::{Change, Commit};
-use diptych::mirror::keep_unprotected;
-use serde_json::json;
+use diptych::mirror::{NamespaceWrite, keep_unprotected};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::fakes::{A, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, value};
@@ -56,19 +56,25 @@ fn w(n: u64) -> Vec<(String, String)> {
 
 #[tokio::test(start_paused = true)]
 async fn s01_a_delete_and_a_create_that_were_acked_are_not_replayed_after_a_kill() {
-    let stage = Stage::new(101).await;
-    let old = stage.create("c").await;
-    assert_eq!(stage.upsert(&old, "x", 1).await.status, 200);
-    // Not long enough for the low-water mark: all of it is in the log as under way.
-    assert_eq!(stage.delete("c").await.status, 200);
-    let new = stage.create("c").await;
-    assert_eq!(stage.upsert(&new, "x", 2).await.status, 200);
-    let next = successor(&stage, 102).await;
-    assert!(next.core.recovering() > 0, "it was under way");
-    both_up(&next).await;
-    healed(&next).await;
-    assert_eq!(next.find("c").client_id, new.client_id);
-    assert_eq!(next.documents(A, "c"), w(2));
+    for by_reset in [false, true] {
+        let stage = Stage::new(101).await;
+        let old = stage.create("c").await;
+        assert_eq!(stage.upsert(&old, "x", 1).await.status, 200);
+        // Not long enough for the low-water mark: all of it is in the log as under way.
+        let gone = match by_reset {
+            true => stage.namespace(NamespaceWrite::Reset, Value::Null).await,
+            false => stage.delete("c").await,
+        };
+        assert_eq!(gone.status, 200);
+        let new = stage.create("c").await;
+        assert_eq!(stage.upsert(&new, "x", 2).await.status, 200);
+        let next = successor(&stage, 102).await;
+        assert!(next.core.recovering() > 0, "it was under way");
+        both_up(&next).await;
+        healed(&next).await;
+        assert_eq!(next.find("c").client_id, new.client_id);
+        assert_eq!(next.documents(A, "c"), w(2), "by a reset: {by_reset}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
