@@ -104,6 +104,21 @@ async fn s04_a_node_that_restarts_wiped_between_two_probes_serves_nothing_and_re
     assert_counted(&stage);
 }
 
+/// Its connections live on, and lead to an empty server: its 404 is nobody's answer, and B is not repaired from it.
+#[tokio::test(start_paused = true)]
+async fn s04_a_404_of_a_node_that_is_not_what_it_was_takes_it_out() {
+    let stage = stage(68).await;
+    let c = stage.create("c").await;
+    ok(&stage, "x", 1).await;
+    stage.a().wipe();
+    ok(&stage, "x", 2).await;
+    assert!(!stage.core.cluster.node(A).is_up());
+    assert_eq!(stage.usable(&c), [B]);
+    assert_eq!(stage.journal.rows(), rows(&[("a", "w2")]));
+    assert_eq!(repairs(&stage), [], "who it is comes first");
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w2".to_owned())]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn s05_a_node_restored_to_a_moment_after_its_checkpoint_is_compared_by_what_was_written_since() {
     let stage = quiet_stage(61).await;
