@@ -10,7 +10,9 @@ use diptych::mirror::{RepairWanted, Scope};
 use diptych::repair::jobs;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, ALWAYS, B, CommitFault, DATABASE, Fault, Gate, REFUSED, Stage, TENANT, rows, seconds, value};
+use crate::fakes::{
+    A, ALWAYS, B, CommitFault, DATABASE, DISK_FULL, Fault, Gate, REFUSED, Stage, TENANT, rows, seconds, value,
+};
 
 fn removes_repairs(commit: &Commit) -> bool {
     commit.iter().any(|change| matches!(change, Change::RemoveRepairs(_)))
@@ -368,6 +370,34 @@ async fn s34_a_large_batch_is_repaired_in_turns() {
     }
 }
 
+/// S34: a large batch is not repaired in one go: who waits for the lane has it between two turns.
+#[tokio::test(start_paused = true)]
+async fn s34_writers_have_their_turns_while_a_large_batch_is_repaired() {
+    let stage = Stage::new(34).await;
+    let c = stage.create("c").await;
+    let ids: Vec<String> = (1000..4000).map(|n| format!("r{n}")).collect();
+    let vectors = vec![[1, 1]; ids.len()];
+    let batch = json!({"ids": ids, "embeddings": vectors});
+    assert_eq!(stage.write(&c, RecordWrite::Upsert, batch).await.status, 200);
+    let (first, last) = (Gate::new(), Gate::new());
+    stage.b().fault("\"r1000\"", 1, Fault::Held(first.clone()));
+    stage.b().fault("\"r3999\"", 1, Fault::Held(last.clone()));
+    stage.b().forget_requests();
+    stage.want(&c, B, RepairWanted::records(Some(ids), 1, "a test")).await;
+    stage.heal();
+    stage.eventually("it has begun", || stage.b().saw("/get") > 0).await;
+    let write = stage.start_upsert(&c, "x", 1);
+    seconds(1).await;
+    assert!(!write.is_finished(), "the repair has the lane");
+    first.open();
+    seconds(5).await;
+    assert!(write.is_finished(), "it has had a turn of its own");
+    assert_eq!(stage.journal.repairs().len(), 1, "in the middle of the repair");
+    last.open();
+    stage.repaired().await;
+    stage.assert_converged();
+}
+
 /// S34: what a refusal has caused, and what is about a whole collection, is never turned around.
 #[tokio::test(start_paused = true)]
 async fn s34_other_repairs_wait_for_their_source() {
@@ -423,12 +453,14 @@ async fn s07_a_source_that_is_behind_is_drained_first() {
     // The node that has everything loses it.
     stage.b().with(|chroma| chroma.lose("c"));
     stage.want(&c, B, RepairWanted::whole(1, "lost")).await;
-    stage.pause_drain(true);
+    stage.a().fault("\"w2\"", ALWAYS, DISK_FULL);
     stage.heal();
     stage.up(A).await;
     seconds(60).await;
     assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
-    stage.pause_drain(false);
+    assert_eq!(stage.journal.repairs().len(), 1, "nothing is copied from it");
+    assert!(stage.usable(&c).is_empty());
+    stage.a().heal();
     stage.repaired().await;
     assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w2".to_owned())]);
     stage.assert_converged();
@@ -802,6 +834,8 @@ async fn s17_a_repair_that_was_cut_off_is_carried_out_again() {
             let bare = json!({"ids": ["v"], "embeddings": [[7, 7]]});
             stage.write(&c, RecordWrite::Add, bare).await;
             stage.upsert(&c, "x", 1).await;
+            // The low-water mark passes them: from here on nothing but the repair row speaks of these records.
+            seconds(1).await;
             stage.tamper(
                 B,
                 "c",
