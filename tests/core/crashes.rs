@@ -71,6 +71,10 @@ async fn s01_a_delete_and_a_create_that_were_acked_are_not_replayed_after_a_kill
         let next = successor(&stage, 102).await;
         assert!(next.core.recovering() > 0, "it was under way");
         both_up(&next).await;
+        seconds(5).await;
+        for node in [A, B] {
+            assert_eq!(next.documents(node, "c"), w(2), "nothing was sent again");
+        }
         healed(&next).await;
         assert_eq!(next.find("c").client_id, new.client_id);
         assert_eq!(next.documents(A, "c"), w(2), "by a reset: {by_reset}");
