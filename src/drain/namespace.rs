@@ -45,6 +45,10 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
             let answer = core.namespace_job(node, op, &row.body).await;
             match answer.outcome {
                 Outcome::Applied => {
+                    // It may have been made anew there, under a UUID that nobody knows.
+                    if row.in_doubt && !delete_unlearned(core, node, op).await {
+                        return Step::Stop(End::Pause);
+                    }
                     if *op == Op::Reset {
                         core.renew_marker(node).await;
                     }

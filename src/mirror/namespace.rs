@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::cover::EntryInfo;
 use super::settle::settles_by_itself;
-use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, RepairWanted, Reply, Scope, decide};
+use super::{Answer, Circumstances, Core, Cover, NodeAnswer, Outcome, Payload, RepairWanted, Reply, Scope, decide};
 use crate::catalog::{Collection, UNSETTLED};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
@@ -287,9 +287,14 @@ impl Core {
             if lacks(node) && !is_deleted {
                 cover.payload = None;
             }
-            if let Some(payload) = &mut cover.payload {
-                // A copy may have begun to make it there, and the answer be lost or still to come: that goes as well.
-                payload.in_doubt |= is_deleted && collection.is_some_and(|one| one.node_id(node).is_none());
+            // A copy may have begun to make it there, or to make it anew, and the answer be lost or still to come: that
+            // goes as well, whatever the node said of the UUID that is known.
+            let is_copied = collection.is_some_and(|one| one.node_id(node).is_none() || one.pairs[node].copies() > 0);
+            if is_deleted && is_copied && (cover.payload.is_some() || outcomes[node] == Outcome::Applied) {
+                cover.payload = Some(Payload {
+                    in_doubt: true,
+                    refused: cover.payload.is_some_and(|payload| payload.refused),
+                });
             }
         }
         let lead_applied = matches!(decision.reply, Reply::Of(node) if outcomes[node] == Outcome::Applied);

@@ -1,6 +1,8 @@
 //! Collections, databases, and requests that nobody knows.
 
-use diptych::mirror::{COLLECTION_PLACEHOLDER, NamespaceWrite};
+use diptych::journal::RepairKind;
+use diptych::mirror::{COLLECTION_PLACEHOLDER, NamespaceWrite, RepairWanted, Scope};
+use diptych::repair::jobs;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -248,5 +250,43 @@ async fn a_change_of_names_that_waits_too_long_is_told_so_and_never_begun() {
     seconds(5).await;
     assert_eq!(stage.a().with(|chroma| chroma.id_of("c")), None);
     stage.create("c").await;
+    stage.assert_converged();
+}
+
+/// A rebuild deleted the collection on a node and made it anew, and the answer to that was lost: the node has it under a
+/// UUID that nobody knows, and the one that is known there speaks of nothing.
+#[tokio::test(start_paused = true)]
+async fn a_collection_that_is_deleted_while_it_is_made_anew_stays_deleted() {
+    let stage = Stage::new(4).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    let known = c.node_id(B);
+    let rebuild = RepairWanted {
+        kind: RepairKind::Rebuild,
+        ..RepairWanted::whole(1, "a test")
+    };
+    assert!(jobs::want(&stage.core, &Scope::Collection(c.clone()), B, rebuild).await);
+    stage.b().fault(
+        "POST /api/v2/tenants/default_tenant/databases/default_database/collections {",
+        1,
+        Fault::ClosedAfter,
+    );
+    stage.heal();
+    let there = || stage.b().with(|chroma| chroma.id_of("c"));
+    stage
+        .eventually("it is made anew", || there().is_some_and(|id| Some(id) != known))
+        .await;
+    stage.pause_drain(true);
+    assert_eq!(c.node_id(B), known, "the answer was lost");
+    assert_eq!(stage.delete("c").await.status, 200);
+    stage.pause_drain(false);
+    stage.drained().await;
+    assert_eq!(there(), None);
+    assert_eq!(
+        stage.try_create(json!({"name": "c"})).await.status,
+        200,
+        "its name is free"
+    );
+    stage.healed().await;
     stage.assert_converged();
 }
