@@ -367,3 +367,20 @@ async fn what_has_to_be_known_is_asked_for_until_it_is() {
 async fn futures<F: Future<Output = ()> + Send + 'static>(all: impl Iterator<Item = F>) {
     all.collect::<tokio::task::JoinSet<_>>().join_all().await;
 }
+
+/// Whoever makes its rows anew after a commit that was not written has to know that it was not: rows that are there under
+/// ids that nobody remembers are carried out by nobody.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_nothing_of_the_tries_before_it() {
+    let stage = Stage::new(32).await;
+    let puts = |commit: &Commit| commit.iter().any(|change| matches!(change, Change::PutTenant(_)));
+    let commit = vec![Change::PutTenant("t".to_owned())];
+    let refused = || std::iter::repeat_n(CommitFault::Refused, 6);
+    stage
+        .journal
+        .fault(puts, std::iter::once(CommitFault::UncertainWritten).chain(refused()));
+    assert!(stage.core.log.commit_until_known(&commit).await, "it was written");
+
+    stage.journal.fault(puts, refused().take(1));
+    assert!(!stage.core.log.commit_until_known(&commit).await, "it was not");
+}
