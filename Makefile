@@ -49,6 +49,7 @@ check: ## Formatting, lints, documentation, dependencies
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	scripts/check-deps
+	git apply --check tests/sim/mutants/*.patch
 
 bench: ## Compare with direct Chroma, nginx, bare Pingora, pgbench: bench/RESULTS.md; PARTS='stub writers', ROUNDS=, SECONDS=
 	@scripts/setup bench
