@@ -23,10 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::chroma::Generation;
+use crate::chroma::{Generation, Op};
 use crate::cluster::NodeIndex;
 use crate::fault;
 use crate::journal::{Change, PayloadRow};
@@ -377,12 +378,19 @@ pub(crate) async fn finish(
     Step::Applied
 }
 
-/// A request broke. Its rows are in doubt, and nothing is sent before a canary has returned; if the node is alive all
-/// the same, it may be the request that it cannot bear, and that counts as an attempt.
+/// A request broke. Its rows are in doubt, and nothing is sent before a canary has returned; its records are suspect, as
+/// after any other request of unknown outcome (schedule S11). If the node is alive all the same, it may be the request that
+/// it cannot bear, and that counts as an attempt.
 pub(crate) async fn broke(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
     scope.pairs(core)[node].require_fence();
-    let doubt = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
-    let _ = core.log.commit(&doubt).await;
+    let doubt: Vec<_> = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
+    match scope.generation() {
+        Some(generation) => {
+            let ids = rows.iter().filter_map(record::ids_of).flatten().collect();
+            core.put_suspects(node, generation, ids, doubt).await;
+        }
+        None => drop(core.log.commit(&doubt).await),
+    }
     match rows.first() {
         Some(row) if core.is_alive(node).await => failed(core, node, scope, row, "the connection was closed").await,
         _ => Step::Stop(End::Pause),
@@ -410,7 +418,7 @@ pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         // No node had taken it and its client was told so: whatever this one has of it now is what the others get
         // (schedule S21).
         if !core.flush(collection, node).await {
-            core.suspect(collection, node);
+            core.suspect_collection(collection, node);
             return Step::Stop(End::Pause);
         }
         core.compare_outcome(row.lsn, false);
@@ -512,7 +520,7 @@ pub(crate) async fn last_resort(
         "No other node could repair this one."
     );
     if let Scope::Collection(collection) = scope {
-        core.suspect(collection, node);
+        core.suspect_collection(collection, node);
     }
     if row.attempts + 1 < LAST_ATTEMPTS {
         let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
@@ -532,4 +540,9 @@ pub(crate) async fn last_resort(
 /// Records that a row speaks of; `None`: not records, or it cannot be told.
 pub(crate) fn records_of(row: &PayloadRow) -> Option<Vec<String>> {
     record::ids_of(row)
+}
+
+/// Records that a request speaks of.
+pub(crate) fn records_in(op: &Op, body: &Bytes) -> Option<Vec<String>> {
+    record::ids_in(op, body)
 }

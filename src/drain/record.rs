@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::combine::Batch;
 use super::{End, Refused, Step, broke, failed, finish, last_resort, needs_repair, refused};
 use crate::catalog::Collection;
@@ -106,13 +108,17 @@ pub(super) async fn apply(
 }
 
 pub(super) fn ids_of(row: &PayloadRow) -> Option<Vec<String>> {
-    let kind = match row.op {
+    ids_in(&row.op, &row.body)
+}
+
+pub(super) fn ids_in(op: &Op, body: &Bytes) -> Option<Vec<String>> {
+    let kind = match op {
         Op::Add => RecordWrite::Add,
         Op::Upsert => RecordWrite::Upsert,
         Op::Update => RecordWrite::Update,
-        _ => return parse_delete(&row.body).ok()?.ids,
+        _ => return parse_delete(body).ok()?.ids,
     };
-    parse_record(kind, &row.body).ok().map(|body| body.ids)
+    parse_record(kind, body).ok().map(|body| body.ids)
 }
 
 pub(super) fn text(answer: &NodeAnswer) -> String {

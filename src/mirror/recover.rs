@@ -149,7 +149,7 @@ impl Core {
         };
         for source in self.recovery_source(&scope) {
             if !self.flush(collection, source).await {
-                self.suspect(collection, source);
+                self.suspect_collection(collection, source);
                 continue;
             }
             fault::point("recovery-flushed");

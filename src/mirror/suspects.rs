@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::cover::{EntryInfo, RepairWanted};
 use super::{Core, Outcome, Scope};
 use crate::catalog::Collection;
+use crate::chroma::Generation;
 use crate::cluster::NodeIndex;
 use crate::journal::{Change, Commit, SuspectRow};
 
@@ -37,15 +38,43 @@ impl Core {
             .filter(|(_, outcome)| matches!(outcome, Outcome::Unknown(_)));
         let Some(ids) = &entry.ids else { return vec![] };
         unknown
-            .map(|(node, _)| SuspectRow {
-                id: self.env.new_id(),
-                node: self.cluster.node(node).name.clone(),
-                generation: collection.generation,
-                ids: ids.clone(),
-                step: 0,
-                due_at: self.env.wall() + AFTER[0],
-            })
+            .map(|(node, _)| self.suspect(node, collection.generation, ids.clone()))
             .collect()
+    }
+
+    /// A row for records that a request may still reach on a node; one that says the same already begins anew.
+    pub(crate) fn suspect(&self, node: NodeIndex, generation: Generation, ids: Vec<String>) -> SuspectRow {
+        let name = &self.cluster.node(node).name;
+        let suspects = self.suspects.lock();
+        let known = suspects
+            .values()
+            .find(|row| row.step == 0 && row.node == *name && row.generation == generation && row.ids == ids);
+        SuspectRow {
+            id: known.map_or_else(|| self.env.new_id(), |row| row.id),
+            node: name.clone(),
+            generation,
+            ids,
+            step: 0,
+            due_at: self.env.wall() + AFTER[0],
+        }
+    }
+
+    /// Remembers records of a node that a request of ours may still reach, for one, with what else is to be committed;
+    /// what does not become durable is known as long as the process lives.
+    pub(crate) async fn put_suspects(
+        &self,
+        node: NodeIndex,
+        generation: Generation,
+        mut ids: Vec<String>,
+        mut changes: Commit,
+    ) {
+        ids.sort_unstable();
+        ids.dedup();
+        if !ids.is_empty() {
+            changes.push(Change::PutSuspect(self.suspect(node, generation, ids)));
+        }
+        let _ = self.log.commit(&changes).await;
+        self.apply(&changes);
     }
 
     /// Suspects whose time has come, by node and collection; none of a node that cannot be compared now.

@@ -77,7 +77,7 @@ impl Core {
     }
 
     /// Something other than a client's read showed that a node may not be able to serve a collection.
-    pub(crate) fn suspect(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
+    pub(crate) fn suspect_collection(self: &Arc<Self>, collection: &Arc<Collection>, node: NodeIndex) {
         if self.begin_look((collection.generation, node)) {
             self.look_into(collection, node);
         }

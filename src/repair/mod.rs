@@ -388,7 +388,7 @@ async fn conclude(core: &Arc<Core>, node: NodeIndex, work: &Work, outcome: Resul
         (Trouble::Source(_), _) => {
             core.repairing.note(node, work.key, kind, &trouble.to_string());
             if let (Scope::Collection(collection), How::Records(source)) = (&work.scope, work.how) {
-                core.suspect(collection, source);
+                core.suspect_collection(collection, source);
             }
             return false;
         }

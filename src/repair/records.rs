@@ -16,7 +16,7 @@ use super::{Trouble, props};
 use crate::catalog::Collection;
 use crate::chroma::{DeleteBody, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
-use crate::drain::drain_rest;
+use crate::drain::{drain_rest, records_in};
 use crate::fault;
 use crate::journal::{Change, PayloadRow, RepairRow};
 use crate::lane::Exclusive;
@@ -239,8 +239,13 @@ impl Job {
             (Op::Upsert, mend.upsert),
         ];
         for (op, body) in writes {
-            if let Some(body) = body {
-                self.write(op, body, patience).await?;
+            let Some(body) = body else { continue };
+            if let Err(trouble) = self.write(op.clone(), body.clone(), patience).await {
+                // It may be carried out yet, after the next canary and the next try even (schedule S11).
+                let ids = records_in(&op, &body).unwrap_or_default();
+                let generation = self.collection.generation;
+                self.core.put_suspects(self.target, generation, ids, vec![]).await;
+                return Err(trouble);
             }
         }
         Ok(())

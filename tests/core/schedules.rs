@@ -12,7 +12,7 @@ use diptych::repair::jobs;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::fakes::{A, ALWAYS, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, text};
+use crate::fakes::{A, ALWAYS, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, text, value};
 
 /// Of every request the latency is less.
 const ARRIVED: Duration = Duration::from_millis(10);
@@ -371,6 +371,26 @@ async fn s35_a_write_on_its_way_at_the_kill_lands_before_the_next_proxy_looks() 
         assert_both(&after, &expected, case);
         after.assert_converged();
     }
+}
+
+/// A write that waits for a lock of the node's database can land after the canary, also when the drain sent it.
+#[tokio::test(start_paused = true)]
+async fn s11_what_the_drain_sent_and_what_outlasts_a_canary_is_compared() {
+    let stage = Stage::new(11).await;
+    stage.heal();
+    let c = stage.create("c").await;
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.b().fault("\"w1\"", 1, Fault::ClosedBefore);
+    stage.up(B).await;
+    stage.drained().await;
+    assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
+    stage
+        .b()
+        .with(|chroma| chroma.tamper("c", RecordWrite::Upsert, value("x", 1)));
+    seconds(1100).await;
+    assert_both(&stage, &[("x", "w2")], "in the end");
+    stage.assert_converged();
 }
 
 /// What is remembered of an entry that no node answered in time goes with its collection.
