@@ -44,6 +44,7 @@ pub struct Client {
     pub names: usize,
     pub namespace: u64,
     pace: u64,
+    alert: bool,
     hushed: bool,
 }
 
@@ -64,6 +65,7 @@ impl Client {
             names: plan.names.min(NAMES.len()),
             namespace: plan.namespace,
             pace: plan.pace,
+            alert: plan.alert,
             hushed: plan.hushed,
         }
     }
@@ -76,7 +78,16 @@ impl Client {
                 1..=3 => self.rng.below(40),
                 _ => self.rng.below(3),
             };
-            tokio::time::sleep(milliseconds(pause * self.pace)).await;
+            let pause = tokio::time::sleep(milliseconds(pause * self.pace));
+            if self.alert {
+                tokio::select! {
+                    biased;
+                    () = self.shared.world.until_return() => {}
+                    () = pause => {}
+                }
+            } else {
+                pause.await;
+            }
             if self.hushed && self.shared.world.crashes.load(Ordering::Relaxed) > crashes {
                 return;
             }
@@ -88,6 +99,20 @@ impl Client {
                     .fail(format!("{} was not answered in {PATIENCE:?}", self.name));
                 return;
             }
+        }
+    }
+
+    /// Reads some record of a collection that clients know.
+    pub async fn look(&mut self) {
+        let known: Vec<Uuid> = self.shared.known.lock().values().copied().collect();
+        let proxy = self.shared.proxy.borrow().clone();
+        let (Some(proxy), false) = (proxy, known.is_empty()) else {
+            return;
+        };
+        let id = known[self.rng.below(known.len() as u64) as usize];
+        if let Some(Some(collection)) = self.find(&proxy, Asked::Id(id)).await {
+            let record = IDS[self.rng.below(self.ids as u64) as usize];
+            self.read(&proxy, collection, record).await;
         }
     }
 
@@ -238,6 +263,7 @@ impl Client {
 
     async fn read(&mut self, proxy: &Proxy, collection: Arc<Collection>, id: &'static str) {
         let sent = self.shared.world.tick();
+        let life = self.shared.world.crashes.load(Ordering::Relaxed);
         let core = proxy.core.clone();
         let read = collection.clone();
         let called = proxy.call(async move { read_record(&core, &read, id).await }).await;
@@ -250,6 +276,7 @@ impl Client {
                 sent,
                 answered,
                 seen: Seen::Document(seen),
+                life,
             };
             self.shared.history.read(collection.client_id, id, read);
         }

@@ -95,6 +95,16 @@ impl Fields {
 }
 
 impl Effect {
+    /// The document that shows that it was done.
+    fn document(&self) -> Option<u64> {
+        match self {
+            Effect::Add(fields) | Effect::Upsert(fields) | Effect::Update(fields) => {
+                fields.document.then_some(fields.number)
+            }
+            Effect::Delete | Effect::DeleteNumber(_) => None,
+        }
+    }
+
     fn apply(&self, state: &State) -> State {
         match (self, state) {
             (Effect::Add(fields) | Effect::Upsert(fields), None) => Some(fields.fresh()),
@@ -153,10 +163,12 @@ pub struct Read {
     pub sent: u64,
     pub answered: u64,
     pub seen: Seen,
+    /// How often the proxy had been killed before.
+    pub life: u64,
 }
 
 /// What a read says of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Seen {
     /// The document's number, if the record was there.
     Document(Option<Option<u64>>),
@@ -217,7 +229,13 @@ impl History {
         if found == 0 {
             for id in ids {
                 let seen = Seen::NotNumber(number);
-                self.read(collection, id, Read { sent, answered, seen });
+                let read = Read {
+                    sent,
+                    answered,
+                    seen,
+                    life: u64::MAX,
+                };
+                self.read(collection, id, read);
             }
             return;
         }
@@ -306,12 +324,61 @@ fn explained<E, S: Clone + Eq + Hash>(
     false
 }
 
-/// Whether what is there now under an id, and what was read of it, can have come from these writes.
-pub fn check_record(base: &State, writes: &[Write<Effect>], reads: &[Read], now: Option<&State>) -> Result<(), String> {
+/// What is known of writes of unknown outcome: one that was read after its client had given up was done, as far as those
+/// can tell who come later in the same life of the proxy (I25). A repair that is turned around may undo it (I35).
+fn with_what_was_read(writes: &[Write<Effect>], reads: &[Read], before: u64, life: u64) -> Vec<Write<Effect>> {
+    let mut writes = writes.to_vec();
+    for write in writes.iter_mut().filter(|write| write.fate == Fate::Unknown) {
+        let Some(number) = write.effect.document() else {
+            continue;
+        };
+        let shows = |read: &&Read| {
+            read.life == life
+                && read.sent > write.answered
+                && read.answered < before
+                && read.seen == Seen::Document(Some(Some(number)))
+        };
+        if let Some(first) = reads.iter().filter(shows).map(|read| read.answered).min() {
+            write.fate = Fate::Acked;
+            write.answered = first;
+        }
+    }
+    writes
+}
+
+/// What is there of a record in the end.
+#[derive(Debug, Clone, Copy)]
+pub struct Now<'a> {
+    pub state: &'a State,
+    /// How often the proxy has been killed.
+    pub life: u64,
+}
+
+/// Whether what is there now under an id, and what was read of it, can have come from these writes. `turned`: a repair of
+/// the collection was turned around.
+pub fn check_record(
+    base: &State,
+    writes: &[Write<Effect>],
+    reads: &[Read],
+    now: Option<Now>,
+    turned: bool,
+) -> Result<(), String> {
     let apply = |_, effect: &Effect, state: &State| Some(effect.apply(state));
+    let known = |before, life| match turned {
+        true => writes.to_vec(),
+        false => with_what_was_read(writes, reads, before, life),
+    };
+    let mut checked = HashSet::new();
     for read in reads {
+        let mut writes = known(read.sent, read.life);
+        // Reads of the same between the same two events need one answer.
+        let sent = writes.iter().filter(|write| write.sent <= read.answered).count();
+        let answered = writes.iter().filter(|write| write.answered < read.sent).count();
+        let acked = writes.iter().filter(|write| write.fate == Fate::Acked).count();
+        if !checked.insert((read.seen, sent, answered, acked, read.life)) {
+            continue;
+        }
         // What one node takes and the other refuses can be seen as long as the client has no answer.
-        let mut writes = writes.to_vec();
         let seen = |write: &&mut Write<Effect>| write.sent <= read.answered && write.answered >= read.sent;
         for write in writes.iter_mut().filter(seen) {
             if write.fate == Fate::Refused {
@@ -326,13 +393,14 @@ pub fn check_record(base: &State, writes: &[Write<Effect>], reads: &[Read], now:
             ));
         }
     }
-    if let Some(now) = now
-        && !explained(base, writes, None, &apply, &|state| state == now)
-    {
-        return Err(format!(
-            "no order of the writes leads to what is there\n  {now:?}\n  before: {base:?}\n{}",
-            lines(writes)
-        ));
+    if let Some(Now { state, life }) = now {
+        let writes = known(u64::MAX, life);
+        if !explained(base, &writes, None, &apply, &|found| found == state) {
+            return Err(format!(
+                "no order of the writes leads to what is there\n  {state:?}\n  before: {base:?}\n{}",
+                lines(&writes)
+            ));
+        }
     }
     Ok(())
 }
@@ -431,12 +499,42 @@ mod tests {
         effects.iter().fold(None, |state, effect| effect.apply(&state))
     }
 
+    fn check(writes: &[Write<Effect>], reads: &[Read], now: Option<&State>) -> Result<(), String> {
+        check_record(&None, writes, reads, now.map(|state| Now { state, life: 0 }), false)
+    }
+
+    #[test]
+    fn a_write_of_unknown_outcome_that_was_read_stays_for_as_long_as_the_proxy_lives() {
+        let writes = [write(1, 2, Fate::Unknown, upsert(1))];
+        let read = |sent, answered, seen| Read {
+            sent,
+            answered,
+            seen: Seen::Document(seen),
+            life: 0,
+        };
+        let seen = read(3, 4, Some(Some(1)));
+        let there = state(&[upsert(1)]);
+        assert!(check(&writes, &[seen.clone()], Some(&there)).is_ok());
+        assert!(check(&writes, &[seen.clone()], Some(&None)).is_err(), "it has vanished");
+        assert!(check(&writes, &[seen.clone(), read(5, 6, None)], Some(&there)).is_err());
+        assert!(
+            check(&writes, &[read(3, 4, None), seen.clone()], Some(&there)).is_ok(),
+            "it came late"
+        );
+        let now = Now { state: &None, life: 1 };
+        let after_a_kill = check_record(&None, &writes, std::slice::from_ref(&seen), Some(now), false);
+        assert!(after_a_kill.is_ok(), "another life");
+        let now = Now { life: 0, ..now };
+        let turned = check_record(&None, &writes, &[seen], Some(now), true);
+        assert!(turned.is_ok(), "a repair was turned around");
+    }
+
     #[test]
     fn an_acked_write_that_is_gone_is_noticed() {
         let writes = [write(1, 2, Fate::Acked, upsert(1)), write(3, 4, Fate::Acked, upsert(2))];
-        assert!(check_record(&None, &writes, &[], Some(&state(&[upsert(2)]))).is_ok());
-        assert!(check_record(&None, &writes, &[], Some(&state(&[upsert(1)]))).is_err());
-        assert!(check_record(&None, &writes, &[], Some(&None)).is_err());
+        assert!(check(&writes, &[], Some(&state(&[upsert(2)]))).is_ok());
+        assert!(check(&writes, &[], Some(&state(&[upsert(1)]))).is_err());
+        assert!(check(&writes, &[], Some(&None)).is_err());
     }
 
     #[test]
@@ -445,10 +543,10 @@ mod tests {
             write(1, 2, Fate::Unknown, upsert(1)),
             write(3, 4, Fate::Acked, upsert(2)),
         ];
-        assert!(check_record(&None, &writes, &[], Some(&state(&[upsert(1)]))).is_ok());
-        assert!(check_record(&None, &writes, &[], Some(&state(&[upsert(2)]))).is_ok());
+        assert!(check(&writes, &[], Some(&state(&[upsert(1)]))).is_ok());
+        assert!(check(&writes, &[], Some(&state(&[upsert(2)]))).is_ok());
         let refused = [write(1, 2, Fate::Refused, upsert(1))];
-        assert!(check_record(&None, &refused, &[], Some(&state(&[upsert(1)]))).is_err());
+        assert!(check(&refused, &[], Some(&state(&[upsert(1)]))).is_err());
     }
 
     #[test]
@@ -458,8 +556,9 @@ mod tests {
             sent,
             answered,
             seen: Seen::Document(seen),
+            life: 0,
         };
-        let check = |read| check_record(&None, &writes, &[read], None).is_ok();
+        let check = |read| check(&writes, &[read], None).is_ok();
         assert!(check(read(4, 5, Some(Some(1)))), "under way");
         assert!(check(read(4, 5, Some(Some(2)))), "under way");
         assert!(!check(read(7, 8, Some(Some(1)))), "stale");
@@ -474,10 +573,11 @@ mod tests {
             sent: 5,
             answered: 6,
             seen: Seen::NotNumber(1),
+            life: 0,
         };
         let check = |fate| {
             let there = state(&[upsert(1)]);
-            check_record(&None, &writes(fate), std::slice::from_ref(&read), Some(&there))
+            check(&writes(fate), std::slice::from_ref(&read), Some(&there))
         };
         assert!(
             check(Fate::Unknown).is_ok(),

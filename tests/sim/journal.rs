@@ -1,9 +1,10 @@
 //! The fake journal under weather: its tables outlive the proxy, and a commit that is under way when the proxy is killed
 //! is written or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use diptych::chroma::Generation;
@@ -17,10 +18,19 @@ use crate::fakes::{FakeJournal, Rng};
 use crate::plan::{JournalFault, Weather, milliseconds};
 use crate::world::World;
 
+/// Of how many draws a fault's share is, for the first commit after something went wrong with a request.
+const TROUBLED: u64 = 200;
+/// How long nobody learns the outcome of a stubborn commit at most, in milliseconds.
+const STUBBORN: u64 = 8000;
+
 pub struct SimJournal {
     world: Arc<World>,
     pub tables: FakeJournal,
     state: Mutex<(Rng, Weather<JournalFault>)>,
+    /// Commits that nobody learns the outcome of until then.
+    stubborn: Mutex<Vec<(Commit, Duration)>>,
+    /// Collections some record of which was made equal the other way round than it was meant to be (schedule S34).
+    turned: Mutex<BTreeSet<Generation>>,
 }
 
 impl SimJournal {
@@ -29,11 +39,28 @@ impl SimJournal {
             world,
             tables: FakeJournal::default(),
             state: Mutex::new((Rng::new(seed), vec![])),
+            stubborn: Mutex::default(),
+            turned: Mutex::default(),
         })
     }
 
     pub fn set_weather(&self, weather: Weather<JournalFault>) {
         self.state.lock().1 = weather;
+        self.stubborn.lock().clear();
+    }
+
+    /// Collections whose repairs were turned around since this was asked last.
+    pub fn take_turned(&self) -> BTreeSet<Generation> {
+        std::mem::take(&mut *self.turned.lock())
+    }
+
+    /// Whether this commit is one of those that nobody learns the outcome of.
+    fn is_stubborn(&self, commit: &Commit) -> bool {
+        let mut stubborn = self.stubborn.lock();
+        let now = self.world.now();
+        stubborn.retain(|(_, until)| *until > now);
+        let same = |other: &Commit| rows_of(other).any(|id| rows_of(commit).any(|its| its == id));
+        stubborn.iter().any(|(other, _)| same(other))
     }
 
     pub fn set_down(&self, down: bool) {
@@ -53,9 +80,11 @@ impl SimJournal {
         self.state.lock().0.below(bound)
     }
 
+    /// Trouble comes together: right after something went wrong with a request it is more likely.
     fn draw(&self) -> Option<JournalFault> {
+        let range = if self.world.was_troubled() { TROUBLED } else { 1000 };
         let mut state = self.state.lock();
-        let draw = state.0.below(1000);
+        let draw = state.0.below(range);
         let mut upto = 0;
         let found = state.1.iter().find(|(_, share)| {
             upto += share;
@@ -66,6 +95,11 @@ impl SimJournal {
 
     fn write(&self, term: i64, commit: &Commit) -> Result<(), JournalError> {
         let outcome = self.tables.write(term, commit);
+        let turned = commit.iter().filter_map(|change| match change {
+            Change::InsertRepair(row) if row.reason.starts_with("turned around") => row.generation,
+            _ => None,
+        });
+        self.turned.lock().extend(turned);
         if !commit.is_empty() && !matches!(commit.as_slice(), [Change::SetLowWater(_) | Change::RenewLease]) {
             self.world.say("journal", || {
                 let changes: Vec<String> = commit.iter().map(describe).collect();
@@ -80,6 +114,15 @@ impl SimJournal {
     async fn asked(&self) {
         tokio::time::sleep(milliseconds(self.below(3))).await;
     }
+}
+
+/// Rows that a commit writes.
+fn rows_of(commit: &Commit) -> impl Iterator<Item = Uuid> {
+    commit.iter().filter_map(|change| match change {
+        Change::InsertPayload(row) => Some(row.id),
+        Change::InsertRepair(row) => Some(row.id),
+        _ => None,
+    })
 }
 
 fn describe(change: &Change) -> String {
@@ -161,7 +204,7 @@ impl Journal for SimJournal {
         };
         let fault = self.draw();
         if let Some(fault) = fault {
-            self.world.fault();
+            self.world.fault_of_commit();
             self.world.say("journal", || {
                 let changes: Vec<String> = commit.iter().map(describe).collect();
                 format!("{fault:?} on {}", changes.join(", "))
@@ -173,13 +216,20 @@ impl Journal for SimJournal {
         };
         tokio::time::sleep(milliseconds(pause)).await;
         flight.commit = None;
+        if self.is_stubborn(commit) {
+            return Err(uncertain());
+        }
+        if let Some(JournalFault::StubbornWritten | JournalFault::StubbornNotWritten) = fault {
+            let until = self.world.now() + milliseconds(self.below(STUBBORN));
+            self.stubborn.lock().push((commit.clone(), until));
+        }
         match fault {
             Some(JournalFault::Refused) => return Err(JournalError::Refused("out of order".to_owned())),
-            Some(JournalFault::UncertainWritten) => {
+            Some(JournalFault::UncertainWritten | JournalFault::StubbornWritten) => {
                 self.write(term, commit)?;
                 return Err(uncertain());
             }
-            Some(JournalFault::UncertainNotWritten) => return Err(uncertain()),
+            Some(JournalFault::UncertainNotWritten | JournalFault::StubbornNotWritten) => return Err(uncertain()),
             Some(JournalFault::Slow) | None => {}
         }
         let outcome = self.write(term, commit);

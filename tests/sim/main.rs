@@ -24,4 +24,5 @@ mod proxy;
 mod run;
 mod seeds;
 mod shrink;
+mod watcher;
 mod world;

@@ -1,7 +1,7 @@
 //! A Chroma server that fails as its weather says, can be killed and stopped, and treats requests whose connection ends
 //! as Chroma does (chroma-facts.md 3.4): applied, logged and hidden, landing later, or never seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,6 +24,8 @@ use crate::world::World;
 
 /// The longest that a request of a closed connection takes to land when no canary comes.
 const LATEST: u64 = 60_000;
+/// The longest that a request takes to land that outlasts canaries.
+const OUTLASTS: u64 = 900_000;
 /// How long a slow request or answer takes at most: one of these.
 const HOLDS: [u64; 3] = [300, 5_000, 30_000];
 
@@ -75,6 +77,11 @@ struct Inner {
     weather: Weather<NodeFault>,
     late: BTreeMap<u64, Late>,
     next_late: u64,
+    /// Those of them that no canary waits for, and records that were written by them.
+    outlasting: BTreeMap<u64, Late>,
+    outlasted: BTreeSet<String>,
+    /// What it refuses, it refuses again.
+    refuses: Vec<Bytes>,
     /// How often its folder was exchanged.
     folder: u64,
 }
@@ -100,6 +107,9 @@ impl SimNode {
                 weather: vec![],
                 late: BTreeMap::new(),
                 next_late: 0,
+                outlasting: BTreeMap::new(),
+                outlasted: BTreeSet::new(),
+                refuses: vec![],
                 folder: 0,
             }),
             down: watch::Sender::new(false),
@@ -109,7 +119,14 @@ impl SimNode {
     }
 
     pub fn set_weather(&self, weather: Weather<NodeFault>) {
-        self.inner.lock().weather = weather;
+        let mut inner = self.inner.lock();
+        inner.weather = weather;
+        inner.refuses.clear();
+    }
+
+    /// Records that were written by requests which outlasted a canary.
+    pub fn take_outlasted(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.inner.lock().outlasted)
     }
 
     /// It may refuse what the other node took.
@@ -128,7 +145,8 @@ impl SimNode {
 
     /// Requests of closed connections that may still land.
     pub fn has_late(&self) -> bool {
-        !self.inner.lock().late.is_empty()
+        let inner = self.inner.lock();
+        !inner.late.is_empty() || !inner.outlasting.is_empty()
     }
 
     pub fn kills(&self) -> u64 {
@@ -141,6 +159,7 @@ impl SimNode {
         self.down.send_replace(true);
         self.kills.send_modify(|kills| *kills += 1);
         let mut inner = self.inner.lock();
+        inner.outlasting.clear();
         let late = std::mem::take(&mut inner.late);
         for one in late.into_values() {
             if inner.rng.below(2) == 0 {
@@ -157,6 +176,7 @@ impl SimNode {
         self.inner.lock().chroma.reveal();
         self.stopped.send_replace(false);
         self.down.send_replace(false);
+        self.world.came_back();
     }
 
     /// Its folder is empty: while it is down.
@@ -195,6 +215,7 @@ impl SimNode {
     pub fn go_on(&self) {
         self.world.say(self.name, || "goes on".to_owned());
         self.stopped.send_replace(false);
+        self.world.came_back();
     }
 
     async fn running(&self) {
@@ -207,6 +228,9 @@ impl SimNode {
         if seen.is_our_own() {
             return None;
         }
+        if inner.refuses.contains(&seen.body) {
+            return Some(NodeFault::Refused);
+        }
         let mut upto = 0;
         let found = inner.weather.iter().find(|(_, share)| {
             upto += share;
@@ -214,10 +238,13 @@ impl SimNode {
         });
         let fault = found.map(|(fault, _)| *fault)?;
         let fits = match fault {
-            NodeFault::Hidden => seen.is_record_write(),
+            NodeFault::Hidden | NodeFault::Outlasts => seen.is_record_write(),
             NodeFault::NotSent | NodeFault::SlowRequest | NodeFault::SlowAnswer | NodeFault::ClosedBefore => true,
             _ => seen.is_write(),
         };
+        if fits && fault == NodeFault::Refused && seen.is_record_write() && inner.rng.below(2) == 0 {
+            inner.refuses.push(seen.body.clone());
+        }
         fits.then_some(fault)
     }
 
@@ -254,6 +281,31 @@ impl SimNode {
             if let Some(late) = late {
                 node.handle(&late.seen, late.hide);
             }
+        };
+        self.world.executor.spawn(WORLD, Box::pin(landing));
+    }
+
+    /// The connection is gone; the request waits for a lock, for longer than a canary that comes after it.
+    fn outlast(self: &Arc<Self>, seen: Seen) {
+        let (number, after) = {
+            let mut inner = self.inner.lock();
+            inner.next_late += 1;
+            let number = inner.next_late;
+            self.world.say(self.name, || format!("will land late: {}", seen.text()));
+            inner.outlasting.insert(number, Late { seen, hide: false });
+            (number, inner.rng.below(OUTLASTS))
+        };
+        let node = self.clone();
+        let landing = async move {
+            tokio::time::sleep(milliseconds(after)).await;
+            node.running().await;
+            let late = node.inner.lock().outlasting.remove(&number);
+            let Some(late) = late else { return };
+            node.handle(&late.seen, false);
+            let body: serde_json::Value = serde_json::from_slice(&late.seen.body).unwrap_or_default();
+            let ids = body["ids"].as_array().into_iter().flatten();
+            let ids = ids.filter_map(|id| id.as_str().map(str::to_owned));
+            node.inner.lock().outlasted.extend(ids);
         };
         self.world.executor.spawn(WORLD, Box::pin(landing));
     }
@@ -313,6 +365,10 @@ impl SimNode {
             Some(NodeFault::LandsLate) => {
                 let hide = seen.is_record_write() && self.below(4) == 0;
                 self.land_late(seen, hide);
+                return Err(closed());
+            }
+            Some(NodeFault::Outlasts) => {
+                self.outlast(seen);
                 return Err(closed());
             }
             Some(NodeFault::Hidden) => self.handle(&seen, true),
@@ -420,7 +476,7 @@ impl NodeClient for Line {
         };
         let fault = node.draw(&seen);
         if let Some(fault) = fault {
-            node.world.fault();
+            node.world.fault_of_request();
             node.world.say(node.name, || format!("{fault:?} on {}", seen.text()));
         }
         if fault == Some(NodeFault::NotSent) {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::fakes::Rng;
 
-/// What can go wrong with one request to a node that is there.
 /// Writes in one phase.
 pub const MOST_WRITES: usize = 128;
 
+/// What can go wrong with one request to a node that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeFault {
     NotSent,
@@ -29,6 +29,8 @@ pub enum NodeFault {
     Failed,
     /// A refusal that the other node does not give.
     Refused,
+    /// Closed at once; it waits for a lock of the node's database, and lands after the canaries that come meanwhile.
+    Outlasts,
 }
 
 /// What can go wrong with one commit.
@@ -38,6 +40,9 @@ pub enum JournalFault {
     UncertainWritten,
     UncertainNotWritten,
     Slow,
+    /// Its outcome is unknown however often it is tried, for some seconds; other commits get through.
+    StubbornWritten,
+    StubbornNotWritten,
 }
 
 /// Faults, and of how many requests in a thousand.
@@ -59,8 +64,21 @@ pub enum Event {
     Crash { steps: u64, down: u64 },
     /// The same, so many steps after the next time that something goes wrong with a request or a commit.
     CrashAtFault { steps: u64, down: u64 },
+    /// The same, so many steps after the next commit that something goes wrong with.
+    CrashAtCommit { steps: u64, down: u64 },
+    /// The same, and kill -9 of a node at once; the node starts again after so many milliseconds.
+    CrashWithNode { node: usize, steps: u64, down: u64 },
     /// kill -9 of a node, so many milliseconds after the next time that something goes wrong, and its start.
     KillAtFault { node: usize, after: u64, down: u64 },
+}
+
+impl Event {
+    fn kills_the_proxy(self) -> bool {
+        matches!(
+            self,
+            Self::Crash { .. } | Self::CrashAtFault { .. } | Self::CrashAtCommit { .. } | Self::CrashWithNode { .. }
+        )
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -83,6 +101,10 @@ pub struct Plan {
     pub namespace: u64,
     /// Clients pause so much longer.
     pub pace: u64,
+    /// Their pauses end when something comes back: there is much to do then.
+    pub alert: bool,
+    /// Somebody reads all the time, also while all is being made well again.
+    pub watched: bool,
     /// When the proxy is killed, clients do nothing more in that phase: nothing is written over what they left.
     pub hushed: bool,
     /// Each phase lasts until suspects were compared for the last time.
@@ -94,12 +116,26 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x9_1a7e);
         let phases = 1 + rng.below(4);
-        let phases = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
+        let mut phases: Vec<Phase> = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
         let clients = match rng.below(4) {
             // So many that they wait for each other, and their writes are combined.
             0 => 6 + rng.below(5) as usize,
             _ => 2 + rng.below(3) as usize,
         };
+        let alert = rng.below(3) == 0;
+        // Requests may land after canaries: what they wrote is compared for the last time after 1000 s.
+        let outlasted = rng.below(20) == 0;
+        let patient = outlasted || rng.below(30) == 0;
+        if patient {
+            // Most of what these take is waiting.
+            phases.truncate(1);
+        }
+        if outlasted {
+            let share = 20 + rng.below(100);
+            phases[0].nodes[rng.below(2) as usize].insert(0, (NodeFault::Outlasts, share));
+            // After a kill nobody knows that something may still land: the recovery remembers no suspects.
+            phases[0].events.retain(|(_, event)| !event.kills_the_proxy());
+        }
         Self {
             seed,
             clients,
@@ -108,9 +144,11 @@ impl Plan {
             ids: [1, 2, 4, 12][rng.below(4) as usize],
             names: 1 + rng.below(3) as usize,
             namespace: [0, 40, 120, 300][rng.below(4) as usize],
-            pace: [1, 1, 1, 12][rng.below(4) as usize],
+            pace: if alert { 12 } else { [1, 1, 1, 6][rng.below(4) as usize] },
+            alert,
+            watched: rng.below(2) == 0,
             hushed: rng.below(2) == 0,
-            patient: rng.below(10) == 0,
+            patient,
             phases,
         }
     }
@@ -151,15 +189,23 @@ const NODE_FAULTS: [NodeFault; 12] = [
     NodeFault::Refused,
 ];
 
-const JOURNAL_FAULTS: [JournalFault; 4] = [
+const JOURNAL_FAULTS: [JournalFault; 6] = [
     JournalFault::Refused,
     JournalFault::UncertainWritten,
     JournalFault::UncertainNotWritten,
     JournalFault::Slow,
+    JournalFault::StubbornWritten,
+    JournalFault::StubbornNotWritten,
 ];
 
 fn draw_weather<F: Copy>(rng: &mut Rng, all: &[F], strengths: &[u64]) -> Weather<F> {
     let strength = strengths[rng.below(strengths.len() as u64) as usize];
+    if rng.below(3) == 0 {
+        // The same again and again: what follows from one fault meets another one of its kind.
+        let often = 1 + 2 * strength;
+        let mut one = || (all[rng.below(all.len() as u64) as usize], 1 + rng.below(often));
+        return vec![one(), one()];
+    }
     all.iter()
         .filter_map(|fault| {
             let there = rng.below(3) > 0;
@@ -178,7 +224,7 @@ fn draw_event(rng: &mut Rng) -> (u64, Event) {
     let most = [30, 300, 3000][rng.below(3) as usize];
     let steps = 1 + rng.below(most);
     let down = [0, 1, span][rng.below(3) as usize];
-    let event = match rng.below(18) {
+    let event = match rng.below(22) {
         0..=2 => Event::Kill { node, down: span },
         3 => Event::Stop { node, held: span },
         4 => Event::JournalAway { down: span },
@@ -190,6 +236,12 @@ fn draw_event(rng: &mut Rng) -> (u64, Event) {
             down: span,
         },
         10..=13 => Event::CrashAtFault { steps, down },
+        14 | 15 => Event::CrashAtCommit { steps, down },
+        16 | 17 => Event::CrashWithNode {
+            node,
+            steps,
+            down: span,
+        },
         _ => Event::Crash { steps, down },
     };
     (at, event)

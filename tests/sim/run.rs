@@ -1,6 +1,6 @@
 //! One run: phases of trouble, each followed by healing and a look at everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,11 +15,12 @@ use crate::client::{Client, Clients};
 use crate::executor::WORLD;
 use crate::fakes::chroma::{Chroma, Contents, State as NodeState};
 use crate::fakes::{DATABASE, Rng, TENANT};
-use crate::history::{self, History, Names, State, Who};
+use crate::history::{self, History, Names, Now, State, Who};
 use crate::journal::SimJournal;
 use crate::node::SimNode;
 use crate::plan::{Event, Phase, Plan, milliseconds};
 use crate::proxy::{Proxy, start};
+use crate::watcher::Watcher;
 use crate::world::{Life, World};
 
 /// When all is well again, so long after the last fault everything is equal and no row is left.
@@ -136,6 +137,10 @@ impl Stage {
         let mut base = Base::default();
         for (number, phase) in plan.phases.iter().enumerate() {
             self.world.say("nemesis", || format!("phase {number}"));
+            let watcher = plan.watched.then(|| {
+                let seed = plan.seed ^ (number as u64) << 32 ^ 0x3a7c;
+                Watcher::start(&self.world, Client::new(self.clients.clone(), plan, plan.clients, seed))
+            });
             self.trouble(plan, phase, number as u64).await;
             self.heal();
             self.until_at_rest().await?;
@@ -144,6 +149,9 @@ impl Stage {
             self.until_at_rest().await?;
             self.check_same("")?;
             tokio::time::sleep(QUIET).await;
+            if let Some(watcher) = watcher {
+                watcher.end().await;
+            }
             if let Some(open) = self.open_matters() {
                 return Err(format!(
                     "it was at rest, and {} s later is not: {open}",
@@ -275,6 +283,32 @@ impl Stage {
                 self.away.send_replace(down);
                 self.world.crash_at_fault(steps);
                 None
+            }
+            Event::CrashAtCommit { steps, down } => {
+                self.away.send_replace(down);
+                self.world.crash_at_commit(steps);
+                None
+            }
+            Event::CrashWithNode { node, steps, down } => {
+                self.away.send_replace(1);
+                match steps % 2 {
+                    0 => self.world.crash_at_fault(steps),
+                    _ => self.world.crash_at_commit(steps),
+                }
+                let (world, node) = (self.world.clone(), self.nodes[node].clone());
+                let mut calm = self.calm.subscribe();
+                Some(self.world.executor.run(async move {
+                    tokio::select! {
+                        biased;
+                        () = world.until_fall() => {}
+                        _ = calm.wait_for(|calm| *calm) => return,
+                    }
+                    if !node.is_down() {
+                        node.kill();
+                        tokio::time::sleep(milliseconds(down)).await;
+                        node.start();
+                    }
+                }))
             }
             Event::KillAtFault { node, after, down } => {
                 let (world, node) = (self.world.clone(), self.nodes[node].clone());
@@ -417,15 +451,31 @@ impl Stage {
         }
         let phase = std::mem::take(&mut *self.clients.history.phase.lock());
         history::check_names(&base.names, &phase.names, &ids)?;
+        let turned = self.journal.take_turned();
+        let turned: BTreeSet<Uuid> = {
+            let living = self.journal.tables.living();
+            let turned = living.iter().filter(|record| turned.contains(&record.generation));
+            turned.map(|record| record.client_id).collect()
+        };
+        // What landed after everything that waits for it may have undone what came later.
+        let outlasted: BTreeSet<String> = self.nodes.iter().flat_map(|node| node.take_outlasted()).collect();
+        let life = self.world.crashes.load(Ordering::Relaxed);
         let (none, empty) = (vec![], None);
         let keys = phase.writes.keys().chain(phase.reads.keys()).chain(base.records.keys());
         for key in keys.chain(now.records.keys()) {
+            if outlasted.contains(&key.1) {
+                continue;
+            }
             let lives = ids.values().any(|id| *id == key.0);
             let reads = phase.reads.get(key).map_or(&[][..], Vec::as_slice);
+            let turned = !lives || turned.contains(&key.0);
             let writes = phase.writes.get(key).unwrap_or(&none);
             let before = base.records.get(key).unwrap_or(&empty);
-            let after = lives.then(|| now.records.get(key).unwrap_or(&empty));
-            history::check_record(before, writes, reads, after)
+            let after = lives.then(|| Now {
+                state: now.records.get(key).unwrap_or(&empty),
+                life,
+            });
+            history::check_record(before, writes, reads, after, turned)
                 .map_err(|error| format!("{} of {}: {error}", key.1, key.0))?;
         }
         Ok(now)
@@ -492,6 +542,7 @@ impl Supervisor {
             if let Some(proxy) = start(&life, &self.nodes, &self.journal).await {
                 self.world.say("proxy", || "listens".to_owned());
                 self.proxy.send_replace(Some(proxy));
+                self.world.came_back();
                 life.ended().await;
             }
             self.proxy.send_replace(None);

@@ -1,6 +1,6 @@
 //! Makes a failing plan smaller: what can be left out while it still fails is left out.
 
-use crate::plan::{Phase, Plan};
+use crate::plan::{NodeFault, Phase, Plan};
 use crate::run::run;
 
 /// So many runs are tried.
@@ -58,8 +58,22 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     if plan.namespace > 0 {
         with(&|plan| plan.namespace = 0);
     }
-    if plan.patient {
+    // Where requests land after canaries, nodes may differ until then.
+    let outlasted = |phase: &Phase| {
+        phase
+            .nodes
+            .iter()
+            .flatten()
+            .any(|(fault, _)| *fault == NodeFault::Outlasts)
+    };
+    if plan.patient && !plan.phases.iter().any(outlasted) {
         with(&|plan| plan.patient = false);
+    }
+    if plan.watched {
+        with(&|plan| plan.watched = false);
+    }
+    if plan.alert {
+        with(&|plan| (plan.alert, plan.pace) = (false, 1));
     }
     if plan.pace > 1 {
         with(&|plan| plan.pace = 1);

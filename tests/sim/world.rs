@@ -40,6 +40,14 @@ pub struct World {
     faults: watch::Sender<u64>,
     /// How the proxy is killed at the next fault: so many steps after it. 0: not.
     crash_at_fault: AtomicU64,
+    /// The same, at the next fault of a commit.
+    crash_at_commit: AtomicU64,
+    /// How often something came back that was away.
+    returns: watch::Sender<u64>,
+    /// How often the proxy was killed.
+    falls: watch::Sender<u64>,
+    /// Something went wrong with a request, and no commit has followed yet.
+    troubled: AtomicBool,
 }
 
 impl World {
@@ -60,6 +68,10 @@ impl World {
             over: AtomicBool::new(false),
             faults: watch::Sender::new(0),
             crash_at_fault: AtomicU64::new(0),
+            crash_at_commit: AtomicU64::new(0),
+            returns: watch::Sender::new(0),
+            falls: watch::Sender::new(0),
+            troubled: AtomicBool::new(false),
         })
     }
 
@@ -99,19 +111,63 @@ impl World {
         self.crash_at_fault.store(steps.max(1), Ordering::Relaxed);
     }
 
+    /// The proxy is killed `steps` steps after the next fault of a commit.
+    pub fn crash_at_commit(&self, steps: u64) {
+        self.crash_at_commit.store(steps.max(1), Ordering::Relaxed);
+    }
+
     /// What was to kill the proxy does not.
     pub fn crash_no_more(&self) {
         self.crash_at.store(0, Ordering::Relaxed);
         self.crash_at_fault.store(0, Ordering::Relaxed);
+        self.crash_at_commit.store(0, Ordering::Relaxed);
     }
 
-    /// Something goes wrong with a request or a commit.
-    pub fn fault(&self) {
+    /// Something goes wrong with a request.
+    pub fn fault_of_request(&self) {
+        self.troubled.store(true, Ordering::Relaxed);
+        self.fault();
+    }
+
+    /// Something goes wrong with a commit.
+    pub fn fault_of_commit(&self) {
+        match self.crash_at_commit.swap(0, Ordering::Relaxed) {
+            0 => {}
+            steps => self.crash_in(steps),
+        }
+        self.fault();
+    }
+
+    fn fault(&self) {
         self.faults.send_modify(|count| *count += 1);
         match self.crash_at_fault.swap(0, Ordering::Relaxed) {
             0 => {}
             steps => self.crash_in(steps),
         }
+    }
+
+    /// Whether something went wrong with a request since this was asked last.
+    pub fn was_troubled(&self) -> bool {
+        self.troubled.swap(false, Ordering::Relaxed)
+    }
+
+    /// Something is back that was away.
+    pub fn came_back(&self) {
+        self.returns.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until something comes back.
+    pub async fn until_return(&self) {
+        let mut returns = self.returns.subscribe();
+        returns.mark_unchanged();
+        let _ = returns.changed().await;
+    }
+
+    /// Waits until the proxy is killed.
+    pub async fn until_fall(&self) {
+        let mut falls = self.falls.subscribe();
+        falls.mark_unchanged();
+        let _ = falls.changed().await;
     }
 
     /// Waits for the next fault.
@@ -203,6 +259,7 @@ impl Life {
         self.world.say("proxy", || "killed".to_owned());
         self.world.executor.drop_all_of(self.owner);
         self.ended.send_replace(true);
+        self.world.falls.send_modify(|count| *count += 1);
     }
 
     pub fn spawn(&self, task: BoxFuture<()>) {
