@@ -514,8 +514,11 @@ mod tests {
         };
         let seen = read(3, 4, Some(Some(1)));
         let there = state(&[upsert(1)]);
-        assert!(check(&writes, &[seen.clone()], Some(&there)).is_ok());
-        assert!(check(&writes, &[seen.clone()], Some(&None)).is_err(), "it has vanished");
+        assert!(check(&writes, std::slice::from_ref(&seen), Some(&there)).is_ok());
+        assert!(
+            check(&writes, std::slice::from_ref(&seen), Some(&None)).is_err(),
+            "it has vanished"
+        );
         assert!(check(&writes, &[seen.clone(), read(5, 6, None)], Some(&there)).is_err());
         assert!(
             check(&writes, &[read(3, 4, None), seen.clone()], Some(&there)).is_ok(),
