@@ -31,6 +31,10 @@ impl Gate {
         self.closed.store(closed, Ordering::SeqCst);
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     pub(super) fn inside(&self) -> usize {
         self.inside.load(Ordering::SeqCst)
     }
@@ -39,7 +43,7 @@ impl Gate {
     pub(super) fn enter(self: &Arc<Self>) -> Option<Inside> {
         self.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Inside(self.clone());
-        (!self.closed.load(Ordering::SeqCst)).then_some(inside)
+        (!self.is_closed()).then_some(inside)
     }
 
     fn pass(self: &Arc<Self>) -> Result<Inside, SendError> {

@@ -88,9 +88,9 @@ pub struct Node {
     /// The connection by which we would notice that it is another process.
     held: Mutex<Option<Arc<dyn Held>>>,
     incarnation: AtomicU64,
-    up: watch::Sender<bool>,
+    up: Flag,
     /// It answers: what is under way there goes on, also in maintenance.
-    alive: watch::Sender<bool>,
+    alive: Flag,
     gate: Arc<Gate>,
     maintenance: Mutex<Option<MaintenanceRecord>>,
     address: ArcSwapOption<SocketAddr>,
@@ -115,6 +115,36 @@ struct Socket {
 /// For [`Node::forget_socket`].
 #[derive(Debug)]
 pub struct Ticket(u64);
+
+/// A fact that every read asks for, and that can be waited for.
+#[derive(Debug)]
+struct Flag {
+    now: AtomicBool,
+    changes: watch::Sender<bool>,
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self {
+            now: AtomicBool::new(false),
+            changes: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Flag {
+    fn get(&self) -> bool {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether that changed anything. Who waits for it finds it set.
+    fn set(&self, value: bool) -> bool {
+        self.changes.send_if_modified(|current| {
+            self.now.store(value, Ordering::SeqCst);
+            std::mem::replace(current, value) != value
+        })
+    }
+}
 
 impl Socket {
     /// Ends the connection, if it is still the one that was meant.
@@ -158,8 +188,8 @@ impl Node {
             checkpoint_collection: Mutex::default(),
             held: Mutex::default(),
             incarnation: AtomicU64::new(0),
-            up: watch::Sender::new(false),
-            alive: watch::Sender::new(false),
+            up: Flag::default(),
+            alive: Flag::default(),
             gate,
             maintenance: Mutex::default(),
             address: ArcSwapOption::empty(),
@@ -174,7 +204,7 @@ impl Node {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.up.borrow()
+        self.up.get()
     }
 
     /// Whether its probes pass; a node whose probes fail can still be up when no other is.
@@ -184,12 +214,12 @@ impl Node {
 
     /// Changes when the node goes up or down.
     pub fn watch_up(&self) -> watch::Receiver<bool> {
-        self.up.subscribe()
+        self.up.changes.subscribe()
     }
 
     /// Ends when the node is down: what waits for it there waits in vain. Maintenance alone does not cut it.
     pub async fn until_down(&self) {
-        let mut alive = self.alive.subscribe();
+        let mut alive = self.alive.changes.subscribe();
         // The sender lives as long as the node.
         let _ = alive.wait_for(|alive| !alive).await.is_ok();
     }
@@ -201,6 +231,12 @@ impl Node {
 
     pub fn is_in_maintenance(&self) -> bool {
         self.maintenance.lock().is_some()
+    }
+
+    /// Whether nothing may be sent. Whoever has counted itself as under way before it asks is waited for by those who
+    /// take the node out.
+    pub fn is_closed(&self) -> bool {
+        self.gate.is_closed()
     }
 
     /// Takes it out or back. The cluster draws the conclusions.
@@ -319,14 +355,10 @@ impl Node {
     pub(super) fn set_up(&self, up: bool, alive: bool) -> bool {
         // Whoever finds it up must not find it dead: what is sent to it would be cut at once.
         if alive {
-            self.set_alive(true);
+            self.alive.set(true);
         }
-        let changed = self.up.send_if_modified(|current| {
-            let changed = *current != up;
-            *current = up;
-            changed
-        });
-        let died = !alive && self.set_alive(false);
+        let changed = self.up.set(up);
+        let died = !alive && self.alive.set(false);
         if changed && !up && !alive {
             self.ejections.fetch_add(1, Ordering::Relaxed);
         }
@@ -336,18 +368,12 @@ impl Node {
         changed
     }
 
-    /// Returns whether that changed anything.
-    fn set_alive(&self, alive: bool) -> bool {
-        self.alive
-            .send_if_modified(|current| std::mem::replace(current, alive) != alive)
-    }
-
     /// Remembers the socket of a read until [`Node::forget_socket`]; a health flip shuts it down, so that the read is
     /// retried on another node instead of waiting for its timeout. `local` is our end of its connection.
     pub fn remember_socket(&self, fd: RawFd, local: SocketAddr) -> Ticket {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         self.sockets.lock().push(Socket { ticket, fd, local });
-        if !*self.alive.borrow() {
+        if !self.alive.get() {
             self.cut_reads();
         }
         Ticket(ticket)

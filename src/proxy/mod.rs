@@ -280,7 +280,7 @@ impl ProxyHttp for Proxy {
             })?;
             ctx.begin_attempt(&self.core, node);
             // Whoever takes it out now waits for this read; one that came too late goes elsewhere.
-            if !self.core.cluster.node(node).is_in_maintenance() {
+            if !self.core.cluster.node(node).is_closed() {
                 break node;
             }
         };
@@ -477,11 +477,12 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
-        ctx.end_attempt(&self.core);
+        let now = self.core.env.now();
+        ctx.end_attempt_at(&self.core, now);
         let status = session
             .response_written()
             .map_or(ctx.failed_with, |header| header.status.as_u16());
-        let took = self.core.env.now().saturating_sub(ctx.started);
+        let took = now.saturating_sub(ctx.started);
         self.metrics.request(ctx.label, status, took);
         tracing::debug!(
             method = %session.req_header().method,

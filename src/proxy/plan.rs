@@ -44,6 +44,8 @@ pub struct Ctx {
     pub failed_with: u16,
     /// The status for the client if no node is left after a failure.
     pub last_failure: Option<u16>,
+    /// The node of the last attempt, and those of the attempts before.
+    last: Option<NodeIndex>,
     tried: Vec<NodeIndex>,
     same_node_allowed: bool,
     attempt_started: Duration,
@@ -62,6 +64,7 @@ impl Ctx {
             held: BytesMut::new(),
             failed_with: 0,
             last_failure: None,
+            last: None,
             tried: Vec::new(),
             same_node_allowed: true,
             attempt_started: started,
@@ -76,7 +79,7 @@ impl Ctx {
             Plan::Lead => core.cluster.up().take(1).collect(),
             Plan::Records { collection, .. } => readable(core, collection, consistency),
         };
-        nodes.retain(|node| !self.tried.contains(node));
+        nodes.retain(|node| self.last != Some(*node) && !self.tried.contains(node));
         if consistency == Consistency::Lead {
             nodes.truncate(1);
         }
@@ -111,14 +114,22 @@ impl Ctx {
         core.cluster.node(node).read_started();
         self.attempt_started = core.env.now();
         self.node = Some(node);
-        self.tried.push(node);
+        // A second attempt is rare: the first one leaves the list empty.
+        self.tried.extend(self.last.replace(node));
     }
 
     pub fn end_attempt(&mut self, core: &Core) {
+        if self.node.is_some() {
+            self.end_attempt_at(core, core.env.now());
+        }
+    }
+
+    /// [`Ctx::end_attempt`], for who knows what time it is.
+    pub fn end_attempt_at(&mut self, core: &Core, now: Duration) {
         if let Some(node) = self.node.take() {
             let node = core.cluster.node(node);
             node.read_ended();
-            let took = core.env.now().saturating_sub(self.attempt_started);
+            let took = now.saturating_sub(self.attempt_started);
             node.metrics.upstream(self.label, took);
             if let Some(socket) = self.socket.take() {
                 node.forget_socket(&socket);
@@ -131,7 +142,7 @@ impl Ctx {
     /// A pooled connection had died: its node deserves another try, once.
     pub fn allow_same_node_once(&mut self) {
         if std::mem::replace(&mut self.same_node_allowed, false) {
-            self.tried.pop();
+            self.last = None;
         }
     }
 
