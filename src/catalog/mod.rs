@@ -114,8 +114,6 @@ impl Collection {
 #[derive(Debug, Default)]
 struct Index {
     by_generation: BTreeMap<Generation, Arc<Collection>>,
-    /// Client ids and every node's ids.
-    by_id: HashMap<Uuid, Arc<Collection>>,
     /// Living collections by tenant, database and name.
     by_name: BTreeMap<(String, String), BTreeMap<String, Arc<Collection>>>,
     /// Deleted ones that are only found by their UUIDs, oldest first.
@@ -124,10 +122,48 @@ struct Index {
     tenants: BTreeSet<String>,
 }
 
+/// Collections by every UUID they have: the clients' and each node's. Every read of records looks here, so it takes no
+/// lock. A change copies the shard it is in.
+#[derive(Debug)]
+struct ById(Vec<ArcSwap<HashMap<Uuid, Arc<Collection>>>>);
+
+impl ById {
+    fn new() -> Self {
+        Self((0..=u8::MAX).map(|_| ArcSwap::default()).collect())
+    }
+
+    /// The last byte of a UUID is random in all versions that servers make.
+    fn shard(&self, id: &Uuid) -> &ArcSwap<HashMap<Uuid, Arc<Collection>>> {
+        &self.0[usize::from(id.as_bytes()[15])]
+    }
+
+    fn get(&self, id: &Uuid) -> Option<Arc<Collection>> {
+        self.shard(id).load().get(id).cloned()
+    }
+
+    fn insert(&self, id: Uuid, collection: &Arc<Collection>) {
+        self.shard(&id).rcu(|shard| {
+            let mut shard = HashMap::clone(shard);
+            shard.insert(id, collection.clone());
+            shard
+        });
+    }
+
+    fn remove(&self, id: &Uuid) {
+        self.shard(id).rcu(|shard| {
+            let mut shard = HashMap::clone(shard);
+            shard.remove(id);
+            shard
+        });
+    }
+}
+
 /// All collections and databases that Diptych knows.
 #[derive(Debug)]
 pub struct Catalog {
     index: RwLock<Index>,
+    /// Changed under the lock of `index` only.
+    by_id: ById,
     nodes: Vec<String>,
     lanes: Arc<Shared>,
 }
@@ -137,6 +173,7 @@ impl Catalog {
     pub fn new(nodes: Vec<String>, lanes: Arc<Shared>) -> Self {
         Self {
             index: RwLock::default(),
+            by_id: ById::new(),
             nodes,
             lanes,
         }
@@ -144,7 +181,7 @@ impl Catalog {
 
     /// By any UUID: the one clients see, or any node's own.
     pub fn by_id(&self, id: Uuid) -> Option<Arc<Collection>> {
-        self.index.read().by_id.get(&id).cloned()
+        self.by_id.get(&id)
     }
 
     pub fn by_name(&self, tenant: &str, database: &str, name: &str) -> Option<Arc<Collection>> {
@@ -252,9 +289,9 @@ impl Catalog {
         });
         let mut index = self.index.write();
         index.by_generation.insert(record.generation, collection.clone());
-        index.by_id.insert(record.client_id, collection.clone());
+        self.by_id.insert(record.client_id, &collection);
         for id in facts.node_ids.iter().flatten() {
-            index.by_id.insert(*id, collection.clone());
+            self.by_id.insert(*id, &collection);
         }
         if !facts.deleted {
             index
@@ -268,22 +305,22 @@ impl Catalog {
 
     /// Sets one node's UUID of a collection; the journal has it already.
     pub fn set_node_id(&self, collection: &Arc<Collection>, node: NodeIndex, id: Uuid) {
-        let mut index = self.index.write();
+        let _index = self.index.write();
         let mut facts = Facts::clone(&collection.facts.load());
         facts.node_ids[node] = Some(id);
         collection.facts.store(Arc::new(facts));
-        index.by_id.insert(id, collection.clone());
+        self.by_id.insert(id, collection);
     }
 
     /// The node is not the server that had these UUIDs; the journal has forgotten them already.
     pub fn forget_node_ids(&self, node: NodeIndex) {
-        let mut index = self.index.write();
-        let collections: Vec<_> = index.by_generation.values().cloned().collect();
+        let index = self.index.write();
+        let collections = index.by_generation.values();
         for collection in collections {
             let mut facts = Facts::clone(&collection.facts.load());
             if let Some(id) = facts.node_ids[node].take() {
                 if id != collection.client_id {
-                    index.by_id.remove(&id);
+                    self.by_id.remove(&id);
                 }
                 collection.facts.store(Arc::new(facts));
             }
@@ -342,8 +379,8 @@ impl Catalog {
             let node_ids = oldest.facts().node_ids.clone();
             for id in node_ids.into_iter().flatten().chain([oldest.client_id]) {
                 let is_its = |known: &Arc<Collection>| known.generation == oldest.generation;
-                if index.by_id.get(&id).is_some_and(is_its) {
-                    index.by_id.remove(&id);
+                if self.by_id.get(&id).as_ref().is_some_and(is_its) {
+                    self.by_id.remove(&id);
                 }
             }
         }
@@ -369,7 +406,7 @@ mod tests {
     #[test]
     fn of_very_many_deleted_collections_the_last_stay_known() {
         let catalog = Catalog::new(vec!["a".to_owned(), "b".to_owned()], Shared::new(Limits::default()));
-        let id = |generation: usize, node: u128| Uuid::from_u128((generation as u128) << 8 | node);
+        let id = |generation: usize, node: u128| Uuid::from_u128(node << 64 | generation as u128);
         let deleted = MOST_FORGOTTEN + 5;
         for generation in 0..=deleted {
             let record = CollectionRecord {
@@ -398,6 +435,7 @@ mod tests {
             assert_eq!((known(5, node), known(deleted - 1, node)), (Some(true), Some(true)));
             assert_eq!(known(deleted, node), Some(false), "it lives");
         }
-        assert_eq!(catalog.index.read().by_id.len(), 2 * (MOST_FORGOTTEN + 1));
+        let ids: usize = catalog.by_id.0.iter().map(|shard| shard.load().len()).sum();
+        assert_eq!(ids, 2 * (MOST_FORGOTTEN + 1));
     }
 }
