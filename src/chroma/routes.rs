@@ -260,12 +260,13 @@ pub fn classify(method: &Method, raw_path: &str) -> Route {
     }
     let mut segments = [""; MAX_SEGMENTS];
     let mut count = 0;
-    for segment in rest[1..].split('/') {
-        if count == MAX_SEGMENTS {
-            break; // too long to be known; what is there still tells the tenant and the collection
-        }
-        segments[count] = segment;
+    let mut start = 1;
+    let ends = memchr::memchr_iter(b'/', &rest.as_bytes()[1..]).map(|slash| 1 + slash);
+    // Beyond, it is too long to be known; what is there still tells the tenant and the collection.
+    for end in ends.chain([rest.len()]).take(MAX_SEGMENTS) {
+        segments[count] = &rest[start..end];
         count += 1;
+        start = end + 1;
     }
     let path = Path {
         raw: raw_path,
@@ -472,6 +473,9 @@ impl Path<'_> {
 
 /// Percent-decoded once; `None` if that is not UTF-8: Chroma answers 400 to it.
 fn decode(segment: &str) -> Option<String> {
+    if memchr::memchr(b'%', segment.as_bytes()).is_none() {
+        return Some(segment.to_owned());
+    }
     percent_decode_str(segment)
         .decode_utf8()
         .ok()

@@ -110,7 +110,7 @@ impl Proxy {
         let Ok(raw) = std::str::from_utf8(header.raw_path()) else {
             return false;
         };
-        let path = raw.split_once('?').map_or(raw, |(path, _)| path);
+        let path = &raw[..memchr::memchr(b'?', raw.as_bytes()).unwrap_or(raw.len())];
         if !path.starts_with("/api/") || exchange::body_may_exceed(session, RETRYABLE_BODY) {
             return false;
         }
@@ -328,11 +328,12 @@ impl ProxyHttp for Proxy {
         if let (Plan::Records { collection, span }, Some(node)) = (&ctx.plan, ctx.node)
             && let Some(id) = collection.node_id(node)
         {
-            let raw = String::from_utf8_lossy(request.raw_path());
             let mut buffer = Uuid::encode_buffer();
+            let wanted = id.hyphenated().encode_lower(&mut buffer);
             // Often it is there already: clients know the collection by its UUID on one of the nodes.
-            if raw.get(span.clone()) != Some(&*id.hyphenated().encode_lower(&mut buffer)) {
-                let translated = translate(&raw, span.clone(), id);
+            let there = request.raw_path_is_utf8() && request.raw_path().get(span.clone()) == Some(wanted.as_bytes());
+            if !there {
+                let translated = translate(&String::from_utf8_lossy(request.raw_path()), span.clone(), id);
                 request.set_raw_path(translated.as_bytes())?;
             }
         }
