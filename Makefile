@@ -57,4 +57,4 @@ bench: ## Compare with direct Chroma, nginx, bare Pingora, pgbench: bench/RESULT
 	cargo bench --locked --bench compare -- $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS) \
 		$(if $(WITHOUT_INTENTS),--other $(TARGET)/release/diptych-without-intents --other-name 'no intents')
-	$(if $(PARTS),,cargo bench --locked --bench routes)
+	$(if $(PARTS),,cargo bench --locked --bench hot)
