@@ -111,16 +111,19 @@ impl Job {
         Ok(())
     }
 
-    /// Whatever was on its way to the target has landed, or never will.
+    /// Whatever was on its way to the target has landed, or never will. So has what may have been on its way to the source,
+    /// whose connection broke as well: it is served on, but what is read there before that is not what it will have.
     pub(super) async fn fence(&self) -> Result<(), Trouble> {
-        let node = self.core.cluster.node(self.target);
-        match crate::env::within(&self.core.env, FENCE_LIMIT, node.canary()).await {
-            Some(Ok(())) => {
-                self.collection.pairs[self.target].fenced();
-                Ok(())
+        let pairs = &self.collection.pairs;
+        let source = pairs[self.source].needs_fence().then_some(self.source);
+        for node in source.into_iter().chain([self.target]) {
+            let canary = self.core.cluster.node(node).canary();
+            match crate::env::within(&self.core.env, FENCE_LIMIT, canary).await {
+                Some(Ok(())) => pairs[node].fenced(),
+                _ => return Err(Trouble::Wait("no canary write returns".to_owned())),
             }
-            _ => Err(Trouble::Wait("no canary write returns".to_owned())),
         }
+        Ok(())
     }
 
     /// A turn alone in the lane, with the target drained and both nodes flushed: what is read now is comparable (R5).

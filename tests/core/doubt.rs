@@ -95,6 +95,25 @@ async fn a_request_on_which_every_node_closes_while_probes_pass_is_not_queued() 
     }
 }
 
+/// Every node closes the connection and lives: nothing is replayed, and what each made of the request is made equal to the
+/// first. What reaches the first later than it was read would stay there alone.
+#[tokio::test(start_paused = true)]
+async fn what_every_node_closed_and_carries_out_late_is_compared_after_it_landed() {
+    let stage = Stage::new(74).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    for node in &stage.nodes {
+        node.fault("\"w2\"", 9, Fault::LandsLate(Duration::from_secs(5)));
+    }
+    let answer = stage.upsert(&c, "y", 2).await;
+    assert_eq!(answer.status, 502, "{}", text(&answer));
+    stage.heal();
+    stage.healed().await;
+    // Before the records are compared again, as suspects.
+    seconds(6).await;
+    stage.assert_converged();
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_same_unknown_error_from_both_nodes_is_answered_as_it_is() {
     let stage = Stage::new(3).await;
