@@ -1,9 +1,10 @@
 //! The brake: the drain makes way for clients.
 //!
 //! What a node missed is applied in large batches, and a node works on one write at a time: clients' writes to other
-//! collections wait meanwhile. While the 99th percentile of their latency is above a multiple of what it was before the
-//! drain began, the drain pauses after each batch, for as long as that took and longer each time. It never stops: a node
-//! that is behind is a risk of its own.
+//! collections wait for the batch under way. So while clients write, a batch is no larger than what fits into the time that
+//! they may lose: with a factor of two, what the slowest hundredth of their writes took before the drain began. While that
+//! percentile is above the factor all the same, the drain pauses after each batch, for as long as that took and longer each
+//! time. It never stops: a node that is behind is a risk of its own.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,6 +18,10 @@ const FEWEST: usize = 20;
 const RECENT: Duration = Duration::from_secs(5);
 const BEFORE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Records of a batch while clients write: of the first one, and the fewest. Below that, what a request costs by itself
+/// outweighs its records.
+const FIRST_BATCH: usize = 32;
+const SMALLEST_BATCH: usize = 16;
 
 /// How long clients' writes take.
 #[derive(Debug, Default)]
@@ -33,6 +38,8 @@ struct Inner {
     calm: Option<Duration>,
     /// By how much more than the last batch took the next pause is longer.
     strength: u32,
+    /// Records of the next batch, while clients write.
+    batch: usize,
 }
 
 impl Inner {
@@ -44,6 +51,16 @@ impl Inner {
         }
         let position = latencies.len() * 99 / 100;
         Some(*latencies.select_nth_unstable(position).1)
+    }
+
+    /// How long a batch may take: all lanes that are drained now share what clients may lose. `None`: nobody writes, or the
+    /// brake is turned off.
+    fn share(&self, now: Duration, factor: u32) -> Option<Duration> {
+        let (last, _) = self.answered.back()?;
+        let writes = now.saturating_sub(*last) < RECENT;
+        let lanes = u32::try_from(self.drains).unwrap_or(u32::MAX).max(1);
+        let calm = self.calm.filter(|_| writes && factor > 0)?;
+        Some(calm * (factor - 1).max(1) / lanes)
     }
 }
 
@@ -73,9 +90,31 @@ impl Foreground {
             inner.calm = inner.percentile(now.saturating_sub(BEFORE));
             inner.began = now;
             inner.strength = 1;
+            inner.batch = FIRST_BATCH;
         }
         inner.drains += 1;
         Draining(self)
+    }
+
+    /// How many records the next batch may have, of `most`; `factor` 0: all of them.
+    pub fn batch(&self, now: Duration, factor: u32, most: usize) -> usize {
+        let inner = self.0.lock();
+        match inner.share(now, factor) {
+            Some(_) => inner.batch.min(most),
+            None => most,
+        }
+    }
+
+    /// A batch of so many records took so long: the next one is sized by it.
+    pub fn applied(&self, now: Duration, records: usize, took: Duration, factor: u32) {
+        let mut inner = self.0.lock();
+        let Some(share) = inner.share(now, factor) else { return };
+        // What a small one took says little of a full one, unless it took too long.
+        if records * 2 < inner.batch && took <= share {
+            return;
+        }
+        let fitting = (records as f64 * share.as_secs_f64() / took.as_secs_f64().max(1e-6)) as usize;
+        inner.batch = fitting.clamp(SMALLEST_BATCH, inner.batch * 2);
     }
 
     /// How long the drain pauses after a batch that took so long; `factor` 0: not at all.
@@ -123,6 +162,39 @@ mod tests {
         write(&foreground, 9001, 30);
         assert_eq!(pauses(9001), ms(50), "it begins gently again");
         assert_eq!(foreground.pause(ms(9001), ms(50), 0), ms(0), "turned off");
+    }
+
+    #[test]
+    fn while_clients_write_a_batch_takes_no_longer_than_they_may_lose() {
+        let foreground = Foreground::default();
+        write(&foreground, 1000, 20);
+        let _draining = foreground.drain(ms(1001));
+        let next = |at, factor| foreground.batch(ms(at), factor, 256);
+        assert_eq!((next(1001, 2), next(1001, 0)), (32, 256));
+        foreground.applied(ms(1010), 32, ms(4), 2);
+        assert_eq!(next(1010, 2), 64, "at most twice as many at a time");
+        foreground.applied(ms(1050), 64, ms(40), 2);
+        assert_eq!(next(1050, 2), 32);
+        foreground.applied(ms(1060), 3, ms(10), 2);
+        assert_eq!(next(1060, 2), 32, "a small one that was quick says nothing");
+        foreground.applied(ms(1090), 3, ms(30), 2);
+        assert_eq!(next(1090, 2), SMALLEST_BATCH);
+        (0..9).for_each(|_| foreground.applied(ms(1090), 256, ms(1), 2));
+        assert_eq!(next(1090, 2), 256, "as many as configured");
+        foreground.applied(ms(1090), 256, ms(256), 2);
+        assert_eq!(next(1090, 2), 20);
+        assert_eq!(next(7000, 2), 256, "nobody writes any more");
+    }
+
+    #[test]
+    fn lanes_that_are_drained_side_by_side_share_what_clients_may_lose() {
+        let foreground = Foreground::default();
+        write(&foreground, 1000, 64);
+        let _lanes = (foreground.drain(ms(1001)), foreground.drain(ms(1001)));
+        foreground.applied(ms(1040), 32, ms(32), 2);
+        assert_eq!(foreground.batch(ms(1040), 2, 256), 32);
+        foreground.applied(ms(1040), 32, ms(64), 3);
+        assert_eq!(foreground.batch(ms(1040), 3, 256), 32);
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::journal::PayloadRow;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     pub rows: Range<usize>,
+    /// How many its body is known to speak of.
+    pub records: usize,
     pub body: Bytes,
 }
 
@@ -43,6 +45,7 @@ pub fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
             close(rows, group.take(), position, &mut batches);
             batches.push(Batch {
                 rows: position..position + 1,
+                records: 1,
                 body: row.body.clone(),
             });
             continue;
@@ -69,6 +72,12 @@ pub fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
     batches
 }
 
+/// The first of these requests.
+pub fn first(rows: &[PayloadRow], limits: BatchLimits) -> Option<Batch> {
+    let most = rows.len().min(limits.records.max(1));
+    plan(&rows[..most], limits).into_iter().next()
+}
+
 /// What a row that may be combined brings.
 fn piece(row: &PayloadRow) -> Option<Piece> {
     if !row.op.is_record() || row.refused || row.in_doubt {
@@ -88,6 +97,7 @@ fn close(rows: &[PayloadRow], group: Option<Group>, end: usize, batches: &mut Ve
     };
     batches.push(Batch {
         rows: group.start..end,
+        records: group.ids.len(),
         body,
     });
 }

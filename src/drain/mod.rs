@@ -27,7 +27,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::chroma::{Generation, Op};
+use crate::chroma::{BatchLimits, Generation, Op};
 use crate::cluster::NodeIndex;
 use crate::fault;
 use crate::journal::{Change, PayloadRow};
@@ -160,13 +160,17 @@ fn work(core: &Core, node: NodeIndex) -> Vec<(Key, Scope)> {
     found
 }
 
+fn goes_on(core: &Core, node: NodeIndex) -> bool {
+    core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst)
+}
+
 /// Applies a lane's rows to the node until it is in step or something stops it.
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
     let mut rounds = 0;
     let mut pending_then = u64::MAX;
     let _draining = core.foreground.drain(core.env.now());
-    while core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst) {
+    while goes_on(core, node) {
         let pair = &scope.pairs(core)[node];
         if !pair.drainable() {
             return End::Done;
@@ -186,7 +190,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             }
         }
         rounds += 1;
-        let steps = combine::plan(&rows, core.settings.drain_limits()).len();
+        let steps = combine::plan(&rows, limits(core)).len();
         let is_rest = rows.len() as u64 >= pair.pending() && steps <= HANDOVER_STEPS;
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
         if is_rest || losing {
@@ -195,15 +199,8 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
                 None => continue,
             }
         }
-        let begun = core.env.now();
-        if let Step::Stop(end) = apply_rows(core, node, scope, &rows).await {
+        if let Step::Stop(end) = apply_rows(core, node, scope, &rows, Pace::Braked).await {
             return end;
-        }
-        let now = core.env.now();
-        let factor = core.settings.drain_foreground_factor;
-        let pause = core.foreground.pause(now, now.saturating_sub(begun), factor);
-        if !pause.is_zero() {
-            core.env.sleep(pause).await;
         }
     }
     End::Pause
@@ -276,7 +273,7 @@ async fn apply_in_time(
     let (done, mut applied) = oneshot::channel();
     let (job, its_scope) = (core.clone(), scope.clone());
     core.spawn_job(async move {
-        let _ = done.send(apply_rows(&job, node, &its_scope, &rows).await);
+        let _ = done.send(apply_rows(&job, node, &its_scope, &rows, Pace::Unbraked).await);
     });
     tokio::select! {
         biased;
@@ -326,7 +323,39 @@ async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Vec<Payload
         .await
 }
 
-async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
+/// What one request may hold now: while clients write, it is small.
+fn limits(core: &Core) -> BatchLimits {
+    let settings = &core.settings;
+    let factor = settings.drain_foreground_factor;
+    BatchLimits {
+        records: core.foreground.batch(core.env.now(), factor, settings.drain_rows),
+        bytes: settings.drain_bytes,
+    }
+}
+
+/// Whether there are pauses between steps. Whoever holds the lane makes none: its writers wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Braked,
+    Unbraked,
+}
+
+impl Pace {
+    /// A step with so many records is over.
+    async fn stepped(self, core: &Core, records: usize, begun: Duration) {
+        let (now, factor) = (core.env.now(), core.settings.drain_foreground_factor);
+        let took = now.saturating_sub(begun);
+        core.foreground.applied(now, records, took, factor);
+        if self == Self::Braked {
+            let pause = core.foreground.pause(now, took, factor);
+            if !pause.is_zero() {
+                core.env.sleep(pause).await;
+            }
+        }
+    }
+}
+
+async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow], pace: Pace) -> Step {
     if let Some(parked) = rows.iter().find(|row| row.parked.is_some()) {
         tracing::debug!(id = %parked.id, "A parked entry blocks this lane.");
         let pair = &scope.pairs(core)[node];
@@ -345,11 +374,17 @@ async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[Pa
             }
         }
         Scope::Collection(collection) => {
-            for step in combine::plan(rows, core.settings.drain_limits()) {
-                if let stop @ Step::Stop(_) =
-                    record::apply(core, node, collection, &rows[step.rows.clone()], step).await
-                {
+            let mut rest = rows;
+            while let Some(step) = combine::first(rest, limits(core)) {
+                let (rows, later) = rest.split_at(step.rows.end);
+                let (records, begun) = (step.records, core.env.now());
+                if let stop @ Step::Stop(_) = record::apply(core, node, collection, rows, step).await {
                     return stop;
+                }
+                pace.stepped(core, records, begun).await;
+                rest = later;
+                if pace == Pace::Braked && !goes_on(core, node) {
+                    return Step::Stop(End::Pause);
                 }
             }
         }

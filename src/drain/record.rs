@@ -67,6 +67,7 @@ pub(super) async fn apply(
             for (position, row) in rows.iter().enumerate() {
                 let single = Batch {
                     rows: position..position + 1,
+                    records: 1,
                     body: row.body.clone(),
                 };
                 if let stop @ Step::Stop(_) =

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::catalog::{Catalog, Collection};
-use crate::chroma::{BatchLimits, DeleteBody, Generation, Op, Piece, Shape};
+use crate::chroma::{DeleteBody, Generation, Op, Piece, Shape};
 use crate::cluster::{Cluster, NodeIndex};
 use crate::config::{Heal, WhenUnavailable};
 use crate::drain::Foreground;
@@ -101,16 +101,6 @@ pub struct Settings {
     pub verify_interval: Duration,
     /// Percent of a collection's records that one of those looks at.
     pub verify_sample: u32,
-}
-
-impl Settings {
-    /// What one request of the drain may hold.
-    pub fn drain_limits(&self) -> BatchLimits {
-        BatchLimits {
-            records: self.drain_rows,
-            bytes: self.drain_bytes,
-        }
-    }
 }
 
 /// One upstream record write: a client's, or several clients' in one.
