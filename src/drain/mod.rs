@@ -41,8 +41,10 @@ pub(crate) const ATTEMPTS: i32 = 5;
 /// The last node that could hold everything is asked this often, with growing pauses: that takes about ten minutes.
 /// Then the entry is parked.
 pub(crate) const LAST_ATTEMPTS: i32 = 25;
-/// A lane is handed over to live writes when what is left takes at most so many requests.
+/// A lane is handed over to live writes when what is left takes at most so many requests: its writers wait meanwhile. While
+/// clients write, batches are small and come to little, and each counts.
 const HANDOVER_STEPS: usize = 8;
+const WATCHED_HANDOVER_STEPS: usize = 1;
 /// After so many rounds it is looked whether the backlog still shrinks; if not, writers are faster and the lane is taken.
 const PATIENCE: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -191,7 +193,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         }
         rounds += 1;
         let steps = combine::plan(&rows, limits(core)).len();
-        let is_rest = rows.len() as u64 >= pair.pending() && steps <= HANDOVER_STEPS;
+        let is_rest = rows.len() as u64 >= pair.pending() && steps <= handover_steps(core);
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
         if is_rest || losing {
             match hand_over(core, node, scope).await {
@@ -321,6 +323,14 @@ async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Vec<Payload
         .journal()
         .payloads(name, scope.generation(), settings.drain_rows, settings.drain_bytes)
         .await
+}
+
+fn handover_steps(core: &Core) -> usize {
+    let factor = core.settings.drain_foreground_factor;
+    match core.foreground.is_watched(core.env.now(), factor) {
+        true => WATCHED_HANDOVER_STEPS,
+        false => HANDOVER_STEPS,
+    }
 }
 
 /// What one request may hold now: while clients write, it is small.
