@@ -208,8 +208,9 @@ pub struct Drain {
     pub batch_bytes: u64,
     /// Collections drained side by side, per node.
     pub concurrency: usize,
-    /// The drain pauses between two steps while the slowest hundredth of clients' writes takes more than so many times
-    /// what it took before the drain; 0: never.
+    /// While clients write, the drain's batches are so small, and with pauses between them, that the slowest hundredth of
+    /// those writes takes about so many times what it took before; a batch has 32 records at least. 0: clients are not
+    /// looked at.
     pub foreground_factor: u32,
 }
 
