@@ -19,7 +19,7 @@ const RECENT: Duration = Duration::from_secs(5);
 const BEFORE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Records of a batch while clients write: of the first one, and the fewest. Below that, what a request costs by itself
-/// outweighs its records (16 and 32 differ little in time, chroma-facts.md 9: each write reads its collection's log again).
+/// outweighs its records: each write reads its collection's log again (chroma-facts.md 9). How much was not measured.
 const FIRST_BATCH: usize = 64;
 const SMALLEST_BATCH: usize = 32;
 /// A pause is no longer than so many batches: small batches and long pauses would take for ever.
