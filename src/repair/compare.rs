@@ -98,10 +98,11 @@ pub fn readable(record: &Record) -> Option<&str> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mend {
     pub delete: Option<Bytes>,
-    pub add: Option<Bytes>,
+    /// What the target does not have, or not any more then.
+    pub append: Option<Bytes>,
     pub upsert: Option<Bytes>,
-    /// Some of what is deleted is added again.
-    pub replaces: bool,
+    /// What is deleted and appended again.
+    pub again: Option<Bytes>,
     /// What the writes are about.
     pub ids: BTreeSet<String>,
     /// Records that differ and are left alone: the source cannot show their embedding.
@@ -118,10 +119,9 @@ pub fn mend<'a>(ids: impl IntoIterator<Item = &'a str>, source: &[Record], targe
         .into_iter()
         .filter(|id| there.contains_key(id) && !wanted.contains(id))
         .collect();
-    let (mut add, mut upsert) = (Columns::default(), Columns::default());
-    let mut replaces = false;
+    let [mut append, mut again, mut upsert] = [(); 3].map(|()| Columns::default());
     let (mut unreadable, mut absent) = (BTreeSet::new(), 0);
-    // In the source's order: what is added comes to lie in that order.
+    // In the source's order: what is appended comes to lie in that order.
     for record in source {
         match there.get(record.id.as_str()) {
             Some(old) if same(record, old, space) => {}
@@ -132,20 +132,20 @@ pub fn mend<'a>(ids: impl IntoIterator<Item = &'a str>, source: &[Record], targe
             // A document cannot be cleared in place (chroma-facts.md 3.2).
             Some(old) if record.document.is_none() && old.document.is_some() => {
                 delete.push(&record.id);
-                add.push(record, None);
-                replaces = true;
+                append.push(record, None);
+                again.push(record, None);
             }
             Some(old) => upsert.push(record, Some(old)),
-            None => add.push(record, None),
+            None => append.push(record, None),
         }
     }
     let mut touched: BTreeSet<String> = delete.iter().map(|id| (*id).to_owned()).collect();
-    touched.extend(add.ids.iter().chain(&upsert.ids).map(|id| (*id).to_owned()));
+    touched.extend(append.ids.iter().chain(&upsert.ids).map(|id| (*id).to_owned()));
     Mend {
         delete: (!delete.is_empty()).then(|| Bytes::from(format!("{{\"ids\":{}}}", json(&delete)))),
-        add: add.body(),
+        append: append.body(),
         upsert: upsert.body(),
-        replaces,
+        again: again.body(),
         ids: touched,
         unreadable,
         absent,
@@ -285,21 +285,24 @@ mod tests {
         let ids = ["same", "new", "other", "gone", "nowhere"];
         let mend = mend(ids, &source, &target, Space::Exact);
         assert_eq!(text(&mend.delete), r#"{"ids":["gone"]}"#);
-        assert_eq!(text(&mend.add), r#"{"ids":["new"],"embeddings":[[1.0]]}"#);
+        assert_eq!(text(&mend.append), r#"{"ids":["new"],"embeddings":[[1.0]]}"#);
         assert_eq!(
             text(&mend.upsert),
             r#"{"ids":["other"],"embeddings":[[3.0]],"metadatas":[{"k":1,"old":null,"chroma:uri":null}],"documents":["d"]}"#
         );
+        assert_eq!(mend.again, None);
         assert_eq!(mend.ids.len(), 3);
     }
 
     #[test]
     fn a_document_that_has_to_go_takes_its_record_with_it() {
-        let source = [with(record("x", "[1.0]"), &[], None, Some("u"))];
+        let source = [record("new", "[2.0]"), with(record("x", "[1.0]"), &[], None, Some("u"))];
         let target = [with(record("x", "[1.0]"), &[("old", "1")], Some("stale"), None)];
-        let mend = mend(["x"], &source, &target, Space::Exact);
+        let mend = mend(["x", "new"], &source, &target, Space::Exact);
         assert_eq!(text(&mend.delete), r#"{"ids":["x"]}"#);
-        assert_eq!(text(&mend.add), r#"{"ids":["x"],"embeddings":[[1.0]],"uris":["u"]}"#);
+        let both = r#"{"ids":["new","x"],"embeddings":[[2.0],[1.0]],"uris":[null,"u"]}"#;
+        assert_eq!(text(&mend.append), both);
+        assert_eq!(text(&mend.again), r#"{"ids":["x"],"embeddings":[[1.0]],"uris":["u"]}"#);
         assert_eq!(mend.upsert, None);
     }
 
@@ -387,7 +390,7 @@ mod tests {
                 .expect("ids")
                 .contains(&record.id.clone().into())
         });
-        for (body, add) in [(read(&mend.add), true), (read(&mend.upsert), false)] {
+        for (body, add) in [(read(&mend.append), true), (read(&mend.upsert), false)] {
             for (at, id) in body["ids"].as_array().expect("ids").iter().enumerate() {
                 let id = id.as_str().expect("an id");
                 assert_eq!(records.iter().any(|record| record.id == id), !add, "{id}");

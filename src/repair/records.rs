@@ -236,9 +236,11 @@ impl Job {
     }
 
     async fn carry_out(&self, mend: Mend, patience: Duration) -> Result<(), Trouble> {
+        // Nothing is added: an update of an id that the node did not have may be in its log, and then a race of readers
+        // gives the record that update's embedding, long after this (chroma-facts.md 18.2).
         let writes = [
             (Op::Delete, mend.delete),
-            (Op::Add, mend.add),
+            (Op::Upsert, mend.append),
             (Op::Upsert, mend.upsert),
         ];
         for (op, body) in writes {
@@ -256,7 +258,8 @@ impl Job {
 
     /// Before a record is deleted that is added again, the add is made durable as an entry that the node missed: with its
     /// log it holds every acked record at any moment, also when the source is gone before the add (schedules S17, S34).
-    /// It is applied before anything else is, and does nothing where the record is still there.
+    /// It is applied before anything else is, and does nothing where the record is still there. (An add is safe here: what
+    /// its log holds of the record ends with a delete.)
     ///
     /// The caller holds the lane, and the node misses nothing else.
     async fn log_again(&self, body: Bytes) -> Result<Uuid, Trouble> {
@@ -295,10 +298,10 @@ impl Job {
                 parts.extend([second, first]);
                 continue;
             }
-            if mend.add.is_some() {
+            if mend.append.is_some() {
                 self.pin().await?;
             }
-            if let Some(body) = mend.add.clone().filter(|_| mend.replaces) {
+            if let Some(body) = mend.again.clone() {
                 mended.logged.push(self.log_again(body).await?);
             }
             mended.absent += mend.absent;
@@ -424,7 +427,7 @@ impl Job {
 
 /// Two parts of what would be too much for one request; one record goes whole, as it came.
 fn halves<'a>(part: &'a [String], mend: &Mend) -> Option<(&'a [String], &'a [String])> {
-    let largest = [&mend.delete, &mend.add, &mend.upsert]
+    let largest = [&mend.delete, &mend.append, &mend.upsert]
         .into_iter()
         .flatten()
         .map(Bytes::len)

@@ -18,6 +18,7 @@ scenarios! {
     an_empty_replica_fills_itself_beside_a_full_primary: sqlite;
     a_wiped_node_is_filled_again_under_load: sqlite;
     a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_alone: sqlite;
+    a_copy_after_updates_of_absent_records_keeps_the_embeddings_of_the_copy: sqlite;
     s28_pages_come_from_one_node_while_the_nodes_order_records_differently: sqlite;
     a_broken_index_takes_one_collection_off_one_node_until_it_is_rebuilt: sqlite;
 }
@@ -313,6 +314,48 @@ async fn a_comparison_names_what_was_changed_behind_our_back_and_repairs_that_al
     assert_eq!(same_ids(&cluster.a, &cluster.b, &id, &there).await, batch.ids.len());
     let report = compare(&admin, "").await;
     assert_eq!(report["differing"], 0, "{report:#}");
+}
+
+/// A record that is added after an update of its absent id can end with the update's embedding: readers that race make
+/// Chroma's index read its log once more, and now there is something to update (chroma-facts.md 18.2). So nothing is
+/// repaired by adding.
+async fn a_copy_after_updates_of_absent_records_keeps_the_embeddings_of_the_copy(stage: Stage) {
+    let cluster = stage.cluster().await;
+    let api = cluster.api.clone();
+    let id = api.collection("late").await;
+    let ids: Vec<String> = (0..20).map(|n| format!("x-{n}")).collect();
+    let of = |value: i32, document: &str| json!({"ids": ids, "embeddings": vec![[value, value]; ids.len()], "documents": vec![document; ids.len()]});
+    api.op(&id, "update", &of(1, "absent")).await.ok();
+    let on = async |node: &ChromaNode| (node.api(), node.api().by_name("late").await.ok().id());
+    let (first, source) = on(&cluster.a).await;
+    first.op(&source, "upsert", &of(2, "present")).await.ok();
+    let path = "/admin/resync?collection=late&node=replica&from=primary";
+    cluster.diptych.admin().post(path, &json!({})).await.ok();
+    cluster.diptych.wait_drained().await;
+
+    let there = cluster.b.api().by_name("late").await.ok().id();
+    let behind = Api::pooled(&cluster.b.url());
+    let query = json!({"query_embeddings": [[9, 9]], "n_results": 1});
+    let reader = async || {
+        for _ in 0..150 {
+            behind.op(&there, "query", &query).await.ok();
+        }
+    };
+    let writer = async |who: usize| {
+        for n in 0..60 {
+            let body = json!({"ids": [format!("other-{who}-{n}")], "embeddings": [[9, n]]});
+            behind.op(&there, "upsert", &body).await.ok();
+            first.op(&source, "upsert", &body).await.ok();
+        }
+    };
+    tokio::join!(reader(), reader(), reader(), writer(0), writer(1), writer(2), writer(3));
+    for node in [&cluster.a, &cluster.b] {
+        let (api, there) = on(node).await;
+        let query = json!({"ids": ids, "include": ["embeddings", "documents"]});
+        let found = api.op(&there, "get", &query).await.ok().json();
+        assert_eq!(found["documents"], json!(vec!["present"; ids.len()]), "{}", node.name);
+        assert_eq!(found["embeddings"], json!(vec![[2.0, 2.0]; ids.len()]), "{}", node.name);
+    }
 }
 
 async fn s28_pages_come_from_one_node_while_the_nodes_order_records_differently(stage: Stage) {
