@@ -53,8 +53,13 @@ impl Diptych {
         for (name, url) in &config.nodes {
             nodes += &format!("  - {{ name: {name}, url: \"{url}\" }}\n");
         }
+        // Beside it lies a file that outlives a kill.
+        let socket = match config.extra.contains("upgrade_sock:") {
+            true => String::new(),
+            false => format!("upgrade_sock: \"{}\"\n", dir.join(format!("{port}.sock")).display()),
+        };
         let text = format!(
-            "threads: 2\ngrace_period_seconds: 1\ngraceful_shutdown_timeout_seconds: 1\n\
+            "{socket}threads: 2\ngrace_period_seconds: 1\ngraceful_shutdown_timeout_seconds: 1\n\
              listen:\n  - address: 127.0.0.1:{port}\nadmin:\n  address: 127.0.0.1:{admin_port}\n\
              nodes:\n{nodes}wal:\n  url: \"{}\"\nhealth: {}\n{}\n",
             config.journal, config.health, config.extra
