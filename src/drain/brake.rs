@@ -5,11 +5,26 @@
 //! they may lose: with a factor of two, what the slowest hundredth of their writes took before the drain began. While that
 //! percentile is above the factor all the same, the drain pauses after each of the smallest batches, for as long as that
 //! took and then for twice as long. It never stops: a node that is behind is a risk of its own.
+//!
+//! And a client's write that another node has applied does not wait for the batch under way: for a node that is being
+//! drained it waits no longer than the factor leaves it. That node is a straggler then like any other: what it misses is
+//! durable before the answer, and its late answer settles it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use crate::cluster::NodeIndex;
+
+/// Of what a client's write may take, the share after which it waits no longer for a node that is being drained: the rest is
+/// for the commit of what that node misses, and for what is slower while a drain goes on.
+const PATIENCE_SHARE: f64 = 0.75;
+/// It waits at least so long: what it does not wait for costs a commit.
+const LEAST_PATIENCE: Duration = Duration::from_millis(10);
+
+/// So long after a drain has begun, repairs go on beside it.
+const LONGEST_DEFERRAL: Duration = Duration::from_secs(30);
 
 /// Writes that are remembered, and how many of them it takes to tell anything.
 const MOST: usize = 1024;
@@ -25,16 +40,28 @@ const SMALLEST_BATCH: usize = 32;
 /// A pause is no longer than so many batches: small batches and long pauses would take for ever.
 const MOST_STRENGTH: u32 = 2;
 
-/// How long clients' writes take.
-#[derive(Debug, Default)]
-pub struct Foreground(Mutex<Inner>);
+/// How long clients' writes take, and which nodes are drained meanwhile.
+#[derive(Debug)]
+pub struct Foreground {
+    /// So many times what it took before a drain may a client's write take; 0: clients are not looked at.
+    factor: u32,
+    inner: Mutex<Inner>,
+}
+
+/// What the next step of a drain may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    pub records: usize,
+    /// Batches are small, because somebody writes.
+    pub is_watched: bool,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     /// When each was answered, and after how long.
     answered: VecDeque<(Duration, Duration)>,
-    /// Lanes that are drained now.
-    drains: usize,
+    /// Nodes that are drained now, each once for every lane.
+    drains: Vec<NodeIndex>,
     /// When the first of them began, and the percentile before it.
     began: Duration,
     calm: Option<Duration>,
@@ -65,55 +92,81 @@ impl Inner {
 }
 
 /// A lane that is being drained.
-pub struct Draining<'a>(&'a Foreground);
+pub struct Draining<'a>(&'a Foreground, NodeIndex);
 
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().drains -= 1;
+        let drains = &mut self.0.inner.lock().drains;
+        if let Some(position) = drains.iter().position(|node| *node == self.1) {
+            drains.swap_remove(position);
+        }
     }
 }
 
 impl Foreground {
+    pub fn new(factor: u32) -> Self {
+        Self {
+            factor,
+            inner: Mutex::default(),
+        }
+    }
+
     /// A client's write was answered.
     pub fn answered(&self, now: Duration, took: Duration) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.answered.len() == MOST {
             inner.answered.pop_front();
         }
         inner.answered.push_back((now, took));
     }
 
-    /// A lane is drained for as long as this lives.
-    pub fn drain(&self, now: Duration) -> Draining<'_> {
-        let mut inner = self.0.lock();
-        if inner.drains == 0 {
+    /// A lane of this node is drained for as long as this lives.
+    pub fn drain(&self, now: Duration, node: NodeIndex) -> Draining<'_> {
+        let mut inner = self.inner.lock();
+        if inner.drains.is_empty() {
             inner.calm = inner.percentile(now.saturating_sub(BEFORE));
             inner.began = now;
             inner.strength = 1;
             inner.batch = FIRST_BATCH;
         }
-        inner.drains += 1;
-        Draining(self)
+        inner.drains.push(node);
+        Draining(self, node)
     }
 
-    /// How many records the next batch may have, of `most`; `factor` 0: all of them.
-    pub fn batch(&self, now: Duration, factor: u32, most: usize) -> usize {
-        let inner = self.0.lock();
-        match inner.share(now, factor) {
-            Some(_) => inner.batch.min(most),
-            None => most,
+    /// What the next step may be, if `most` records are the most that it may have at all.
+    pub fn allows(&self, now: Duration, most: usize) -> Allowance {
+        let inner = self.inner.lock();
+        let is_watched = inner.share(now, self.factor).is_some();
+        Allowance {
+            records: if is_watched { inner.batch.min(most) } else { most },
+            is_watched,
         }
     }
 
-    /// Whether batches are small, because somebody writes.
-    pub fn is_watched(&self, now: Duration, factor: u32) -> bool {
-        self.0.lock().share(now, factor).is_some()
+    /// How long a client's write may wait in all if it waits for nothing but these nodes. `None`: the usual time; nobody
+    /// has written before, or one of them is not being drained.
+    pub fn patience(&self, now: Duration, mut nodes: impl Iterator<Item = NodeIndex>) -> Option<Duration> {
+        let inner = self.inner.lock();
+        let calm = inner.calm.filter(|_| inner.share(now, self.factor).is_some())?;
+        let all_drained = nodes.all(|node| inner.drains.contains(&node));
+        let patience = calm.mul_f64(f64::from(self.factor) * PATIENCE_SHARE);
+        all_drained.then(|| patience.max(LEAST_PATIENCE))
+    }
+
+    /// Whether a repair that holds a lane waits until this node is drained: each of its requests would wait for a batch, and
+    /// the lane's writers for all of them. Not for long: until then the node is missing there.
+    pub fn defers_repairs(&self, now: Duration, node: NodeIndex) -> bool {
+        let inner = self.inner.lock();
+        let is_new = now.saturating_sub(inner.began) < LONGEST_DEFERRAL;
+        is_new && inner.drains.contains(&node) && inner.share(now, self.factor).is_some()
     }
 
     /// A batch of so many records took so long: the next one is sized by it.
-    pub fn applied(&self, now: Duration, records: usize, took: Duration, factor: u32) {
-        let mut inner = self.0.lock();
-        let Some(share) = inner.share(now, factor) else { return };
+    pub fn applied(&self, now: Duration, records: usize, took: Duration) {
+        let mut inner = self.inner.lock();
+        let Some(share) = inner.share(now, self.factor) else {
+            return;
+        };
         // What a small one took says little of a full one, unless it took too long.
         if records * 2 < inner.batch && took <= share {
             return;
@@ -122,14 +175,14 @@ impl Foreground {
         inner.batch = fitting.clamp(SMALLEST_BATCH, inner.batch * 2);
     }
 
-    /// How long the drain pauses after a batch that took so long; `factor` 0: not at all.
-    pub fn pause(&self, now: Duration, took: Duration, factor: u32) -> Duration {
-        let mut inner = self.0.lock();
+    /// How long the drain pauses after a batch that took so long.
+    pub fn pause(&self, now: Duration, took: Duration) -> Duration {
+        let mut inner = self.inner.lock();
         let since = inner.began.max(now.saturating_sub(RECENT));
         let (Some(calm), Some(p99)) = (inner.calm, inner.percentile(since)) else {
             return Duration::ZERO;
         };
-        if factor == 0 || p99 <= calm * factor || inner.batch > SMALLEST_BATCH {
+        if self.factor == 0 || p99 <= calm * self.factor || inner.batch > SMALLEST_BATCH {
             inner.strength = 1;
             return Duration::ZERO;
         }
@@ -153,71 +206,105 @@ mod tests {
 
     #[test]
     fn the_drain_pauses_longer_while_clients_are_slowed_down_and_then_goes_on() {
-        let foreground = Foreground::default();
+        let foreground = Foreground::new(2);
         write(&foreground, 1000, 10);
-        let _draining = foreground.drain(ms(1001));
+        let _draining = foreground.drain(ms(1001), 1);
         write(&foreground, 2000, 19);
-        assert_eq!(foreground.pause(ms(2000), ms(50), 2), ms(0));
+        assert_eq!(foreground.pause(ms(2000), ms(50)), ms(0));
         write(&foreground, 3000, 21);
-        let pauses = |now| foreground.pause(ms(now), ms(50), 2);
+        let pauses = |now| foreground.pause(ms(now), ms(50));
         assert_eq!(pauses(3000), ms(0), "a smaller batch comes first");
-        foreground.applied(ms(3000), 64, ms(50), 2);
+        foreground.applied(ms(3000), 64, ms(50));
         assert_eq!([pauses(3000), pauses(3001), pauses(3002)], [ms(50), ms(100), ms(100)]);
         (0..9).for_each(|_| assert!(pauses(3003) <= LONGEST_PAUSE));
         write(&foreground, 9000, 12);
         assert_eq!(pauses(9000), ms(0));
         write(&foreground, 9001, 30);
         assert_eq!(pauses(9001), ms(50), "it begins gently again");
-        assert_eq!(foreground.pause(ms(9001), ms(50), 0), ms(0), "turned off");
+        let off = Foreground::new(0);
+        write(&off, 1000, 10);
+        let _draining = off.drain(ms(1001), 1);
+        write(&off, 2000, 30);
+        assert_eq!(off.pause(ms(2000), ms(50)), ms(0), "turned off");
+        assert_eq!(off.patience(ms(2000), [1].into_iter()), None);
+        let all = Allowance {
+            records: 256,
+            is_watched: false,
+        };
+        assert_eq!(off.allows(ms(2000), 256), all);
     }
 
     #[test]
     fn while_clients_write_a_batch_takes_no_longer_than_they_may_lose() {
-        let foreground = Foreground::default();
+        let foreground = Foreground::new(2);
         write(&foreground, 1000, 20);
-        let _draining = foreground.drain(ms(1001));
-        let next = |at, factor| foreground.batch(ms(at), factor, 256);
-        assert_eq!((next(1001, 2), next(1001, 0)), (64, 256));
-        foreground.applied(ms(1010), 64, ms(4), 2);
-        assert_eq!(next(1010, 2), 128, "at most twice as many at a time");
-        foreground.applied(ms(1050), 128, ms(40), 2);
-        assert_eq!(next(1050, 2), 64);
-        foreground.applied(ms(1060), 3, ms(10), 2);
-        assert_eq!(next(1060, 2), 64, "a small one that was quick says nothing");
-        foreground.applied(ms(1090), 3, ms(30), 2);
-        assert_eq!(next(1090, 2), SMALLEST_BATCH);
-        (0..9).for_each(|_| foreground.applied(ms(1090), 256, ms(1), 2));
-        assert_eq!(next(1090, 2), 256, "as many as configured");
-        foreground.applied(ms(1090), 256, ms(128), 2);
-        assert_eq!(next(1090, 2), 40);
-        assert_eq!(next(7000, 2), 256, "nobody writes any more");
+        let _draining = foreground.drain(ms(1001), 1);
+        let next = |at| foreground.allows(ms(at), 256).records;
+        assert_eq!(next(1001), 64);
+        foreground.applied(ms(1010), 64, ms(4));
+        assert_eq!(next(1010), 128, "at most twice as many at a time");
+        foreground.applied(ms(1050), 128, ms(40));
+        assert_eq!(next(1050), 64);
+        foreground.applied(ms(1060), 3, ms(10));
+        assert_eq!(next(1060), 64, "a small one that was quick says nothing");
+        foreground.applied(ms(1090), 3, ms(30));
+        assert_eq!(next(1090), SMALLEST_BATCH);
+        (0..9).for_each(|_| foreground.applied(ms(1090), 256, ms(1)));
+        assert_eq!(next(1090), 256, "as many as configured");
+        foreground.applied(ms(1090), 256, ms(128));
+        assert_eq!(next(1090), 40);
+        assert_eq!(next(7000), 256, "nobody writes any more");
+    }
+
+    #[test]
+    fn a_write_waits_for_a_node_that_is_drained_as_long_as_the_factor_leaves_it() {
+        let foreground = Foreground::new(2);
+        let patience = |nodes: &[NodeIndex]| foreground.patience(ms(1002), nodes.iter().copied());
+        write(&foreground, 1000, 20);
+        assert_eq!(patience(&[1]), None, "nothing is drained");
+        let first = foreground.drain(ms(1001), 1);
+        let second = foreground.drain(ms(1001), 1);
+        assert_eq!(patience(&[1]), Some(ms(30)));
+        assert_eq!(patience(&[1, 2]), None, "node 2 is waited for as always");
+        drop(first);
+        assert_eq!(patience(&[1]), Some(ms(30)), "another lane of it is drained");
+        assert_eq!(
+            foreground.patience(ms(9000), [1].into_iter()),
+            None,
+            "nobody writes any more"
+        );
+        assert!(foreground.defers_repairs(ms(1002), 1) && !foreground.defers_repairs(ms(1002), 0));
+        write(&foreground, 31_000, 20);
+        assert!(!foreground.defers_repairs(ms(31_001), 1), "it takes too long");
+        drop(second);
+        assert_eq!(patience(&[1]), None);
     }
 
     #[test]
     fn what_was_before_is_before_the_first_of_several_drains() {
-        let foreground = Foreground::default();
+        let foreground = Foreground::new(2);
         write(&foreground, 1000, 10);
-        let first = foreground.drain(ms(1001));
+        let first = foreground.drain(ms(1001), 1);
         write(&foreground, 1500, 100);
-        let second = foreground.drain(ms(1501));
-        foreground.applied(ms(1502), 32, ms(40), 2);
-        assert_eq!(foreground.pause(ms(1502), ms(5), 2), ms(5));
+        let second = foreground.drain(ms(1501), 1);
+        foreground.applied(ms(1502), 32, ms(40));
+        assert_eq!(foreground.pause(ms(1502), ms(5)), ms(5));
         drop((first, second));
-        let _third = foreground.drain(ms(1503));
+        let _third = foreground.drain(ms(1503), 1);
         write(&foreground, 1600, 100);
-        assert_eq!(foreground.pause(ms(1601), ms(5), 2), ms(0));
+        assert_eq!(foreground.pause(ms(1601), ms(5)), ms(0));
     }
 
     #[test]
     fn a_few_writes_tell_nothing() {
-        let foreground = Foreground::default();
-        let _draining = foreground.drain(ms(10));
+        let foreground = Foreground::new(2);
+        let _draining = foreground.drain(ms(10), 1);
         write(&foreground, 20, 100);
-        assert_eq!(foreground.pause(ms(21), ms(5), 2), ms(0), "nobody wrote before");
-        let quiet = Foreground::default();
+        assert_eq!(foreground.pause(ms(21), ms(5)), ms(0), "nobody wrote before");
+        let quiet = Foreground::new(2);
         write(&quiet, 1, 1);
-        let _draining = quiet.drain(ms(10));
+        let _draining = quiet.drain(ms(10), 1);
         quiet.answered(ms(11), ms(1000));
-        assert_eq!(quiet.pause(ms(12), ms(5), 2), ms(0));
+        assert_eq!(quiet.pause(ms(12), ms(5)), ms(0));
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::chroma::{BatchLimits, Op, Piece, splice};
+use crate::chroma::{BatchLimits, Piece, splice};
 use crate::journal::PayloadRow;
 
 /// Some rows, by position, and the request body that stands for all of them.
@@ -19,63 +19,70 @@ pub struct Batch {
     pub body: Bytes,
 }
 
-struct Group<'a> {
-    start: usize,
-    op: &'a Op,
-    ids: HashSet<String>,
-    pieces: Vec<Piece>,
-    bytes: usize,
+/// Rows of a lane in their order, each parsed once.
+pub struct Page {
+    rows: Vec<PayloadRow>,
+    /// What a row brings that may be combined.
+    pieces: Vec<Option<Piece>>,
 }
 
-impl Group<'_> {
-    fn takes(&self, row: &PayloadRow, piece: &Piece, limits: BatchLimits) -> bool {
-        self.op == &row.op
-            && self.pieces[0].shape == piece.shape
-            && limits.admit((self.ids.len(), self.bytes), (piece.ids.len(), row.body.len()))
-            && piece.ids.iter().all(|id| !self.ids.contains(id))
+impl Page {
+    pub fn new(rows: Vec<PayloadRow>) -> Self {
+        let pieces = rows.iter().map(piece).collect();
+        Self { rows, pieces }
     }
-}
 
-/// Groups rows into the fewest requests that keep their order.
-pub fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    let mut group: Option<Group> = None;
-    for (position, row) in rows.iter().enumerate() {
-        let Some(piece) = piece(row) else {
-            close(rows, group.take(), position, &mut batches);
-            batches.push(Batch {
-                rows: position..position + 1,
-                records: 1,
-                body: row.body.clone(),
-            });
-            continue;
+    pub fn rows(&self) -> &[PayloadRow] {
+        &self.rows
+    }
+
+    /// The request that begins with the row at `start`: as many rows as can stand in one. `None` at the end.
+    pub fn batch(&self, start: usize, limits: BatchLimits) -> Option<Batch> {
+        let (end, records) = self.group(start, limits)?;
+        let (rows, pieces) = (&self.rows[start..end], &self.pieces[start..end]);
+        let body = match rows {
+            [row] => row.body.clone(),
+            rows => {
+                let members = pieces.iter().zip(rows);
+                let members = members.filter_map(|(piece, row)| Some((piece.as_ref()?, row.body.as_ref())));
+                splice(&members.collect::<Vec<_>>())
+            }
         };
-        match &mut group {
-            Some(group) if group.takes(row, &piece, limits) => {
-                group.ids.extend(piece.ids.iter().cloned());
-                group.bytes += row.body.len();
-                group.pieces.push(piece);
-            }
-            _ => {
-                close(rows, group.take(), position, &mut batches);
-                group = Some(Group {
-                    start: position,
-                    op: &row.op,
-                    ids: piece.ids.iter().cloned().collect(),
-                    pieces: vec![piece],
-                    bytes: row.body.len(),
-                });
-            }
-        }
+        Some(Batch {
+            rows: start..end,
+            records,
+            body,
+        })
     }
-    close(rows, group, rows.len(), &mut batches);
-    batches
-}
 
-/// The first of these requests.
-pub fn first(rows: &[PayloadRow], limits: BatchLimits) -> Option<Batch> {
-    let most = rows.len().min(limits.records.max(1));
-    plan(&rows[..most], limits).into_iter().next()
+    /// How many requests it takes.
+    pub fn batches(&self, limits: BatchLimits) -> usize {
+        std::iter::successors(Some(0), |&start| Some(self.group(start, limits)?.0)).count() - 1
+    }
+
+    /// Where the request that begins with the row at `start` ends, and how many records it has.
+    fn group(&self, start: usize, limits: BatchLimits) -> Option<(usize, usize)> {
+        let first = self.rows.get(start)?;
+        let Some(piece) = &self.pieces[start] else {
+            return Some((start + 1, 1));
+        };
+        let mut ids: HashSet<&str> = piece.ids.iter().map(String::as_str).collect();
+        let (shape, mut bytes, mut end) = (piece.shape, first.body.len(), start + 1);
+        for (row, piece) in self.rows.iter().zip(&self.pieces).skip(end) {
+            let Some(piece) = piece else { break };
+            let joins = row.op == first.op
+                && piece.shape == shape
+                && limits.admit((ids.len(), bytes), (piece.ids.len(), row.body.len()))
+                && piece.ids.iter().all(|id| !ids.contains(id.as_str()));
+            if !joins {
+                break;
+            }
+            ids.extend(piece.ids.iter().map(String::as_str));
+            bytes += row.body.len();
+            end += 1;
+        }
+        Some((end, ids.len()))
+    }
 }
 
 /// What a row that may be combined brings.
@@ -86,28 +93,13 @@ fn piece(row: &PayloadRow) -> Option<Piece> {
     Piece::of(&row.body)
 }
 
-fn close(rows: &[PayloadRow], group: Option<Group>, end: usize, batches: &mut Vec<Batch>) {
-    let Some(group) = group else { return };
-    let body = match group.pieces.as_slice() {
-        [_] => rows[group.start].body.clone(),
-        pieces => {
-            let bodies = rows[group.start..end].iter().map(|row| row.body.as_ref());
-            splice(&pieces.iter().zip(bodies).collect::<Vec<_>>())
-        }
-    };
-    batches.push(Batch {
-        rows: group.start..end,
-        records: group.ids.len(),
-        body,
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
     use uuid::Uuid;
 
     use super::*;
+    use crate::chroma::Op;
 
     const LIMITS: BatchLimits = BatchLimits {
         records: 100,
@@ -128,6 +120,14 @@ mod tests {
             parked: None,
             created_at: DateTime::UNIX_EPOCH,
         }
+    }
+
+    fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
+        let page = Page::new(rows.to_vec());
+        let next = |start: usize| page.batch(start, limits);
+        let batches: Vec<Batch> = std::iter::successors(next(0), |batch| next(batch.rows.end)).collect();
+        assert_eq!(page.batches(limits), batches.len());
+        batches
     }
 
     fn plan_text(rows: &[PayloadRow]) -> Vec<(Range<usize>, String)> {

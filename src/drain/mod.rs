@@ -17,6 +17,8 @@ mod combine;
 mod limits;
 mod namespace;
 mod record;
+mod step;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,24 +29,28 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::chroma::{BatchLimits, Generation, Op};
+use crate::chroma::{Generation, Op};
 use crate::cluster::NodeIndex;
 use crate::fault;
-use crate::journal::{Change, PayloadRow};
-use crate::mirror::{Agreement, Core, RepairWanted, Scope};
+use crate::journal::PayloadRow;
+use crate::mirror::{Core, Scope};
+use combine::Page;
+use step::{Pace, apply_page, limits};
 
 pub use brake::Foreground;
 pub use limits::keep_limits;
 
 /// After so many answers that the node failed, an entry is left to repair.
-pub(crate) const ATTEMPTS: i32 = 5;
+const ATTEMPTS: i32 = 5;
 /// The last node that could hold everything is asked this often, with growing pauses: that takes about ten minutes.
 /// Then the entry is parked.
-pub(crate) const LAST_ATTEMPTS: i32 = 25;
+const LAST_ATTEMPTS: i32 = 25;
 /// A lane is handed over to live writes when what is left takes at most so many requests: its writers wait meanwhile. While
-/// clients write, batches are small and come to little, and each counts.
+/// clients write, they wait for none: the lane is taken when nothing is left; or, if its own writers bring something again and
+/// again, with one request left after so many rounds.
 const HANDOVER_STEPS: usize = 8;
 const WATCHED_HANDOVER_STEPS: usize = 1;
+const WATCHED_HANDOVER_ROUNDS: u32 = 3;
 /// After so many rounds it is looked whether the backlog still shrinks; if not, writers are faster and the lane is taken.
 const PATIENCE: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -169,18 +175,18 @@ fn goes_on(core: &Core, node: NodeIndex) -> bool {
 /// Applies a lane's rows to the node until it is in step or something stops it.
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
-    let mut rounds = 0;
+    let (mut rounds, mut short_rounds, mut attempts) = (0, 0, 0);
     let mut pending_then = u64::MAX;
-    let _draining = core.foreground.drain(core.env.now());
+    let _draining = core.foreground.drain(core.env.now(), node);
     while goes_on(core, node) {
         let pair = &scope.pairs(core)[node];
         if !pair.drainable() {
             return End::Done;
         }
-        let Ok(rows) = read(core, node, scope).await else {
+        let Ok(page) = read(core, node, scope).await else {
             return End::Pause;
         };
-        if pair.needs_fence() || (!fenced && rows.iter().any(|row| row.in_doubt)) {
+        if pair.needs_fence() || (!fenced && page.rows().iter().any(|row| row.in_doubt)) {
             // What may still be on its way has landed when a canary sent after it has returned.
             let canary = crate::env::within(&core.env, FENCE_LIMIT, core.cluster.node(node).canary()).await;
             match canary {
@@ -192,61 +198,80 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             }
         }
         rounds += 1;
-        let steps = combine::plan(&rows, limits(core)).len();
-        let is_rest = rows.len() as u64 >= pair.pending() && steps <= handover_steps(core);
+        // The last row that was removed is still counted.
+        let is_rest = page.rows().len() as u64 + 1 >= pair.pending();
+        let (limits, is_watched) = limits(core);
+        let is_short = match is_watched {
+            true => page.batches(limits) <= WATCHED_HANDOVER_STEPS,
+            false => page.batches(limits) <= HANDOVER_STEPS,
+        };
+        short_rounds += u32::from(is_rest && is_short);
+        let is_time = page.rows().is_empty() || !is_watched || short_rounds > WATCHED_HANDOVER_ROUNDS;
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
-        if is_rest || losing {
-            match hand_over(core, node, scope).await {
+        if (is_rest && is_short && is_time) || losing {
+            let limit = handover_limit(core, node, attempts);
+            attempts += 1;
+            match hand_over(core, node, scope, limit).await {
                 Some(end) => return end,
                 None => continue,
             }
         }
-        if let Step::Stop(end) = apply_rows(core, node, scope, &rows, Pace::Braked).await {
+        if let Step::Stop(end) = apply_page(core, node, scope, &page, Pace::Braked).await {
             return end;
         }
     }
     End::Pause
 }
 
+/// How long a lane is held for what is left. While clients write, no longer than a write of theirs may wait for this node,
+/// at first: a batch of another lane may be under way there. With each attempt twice as long, so that it ends.
+fn handover_limit(core: &Core, node: NodeIndex, attempts: u32) -> Duration {
+    let most = core.settings.mirror_grace;
+    let patience = core.foreground.patience(core.env.now(), std::iter::once(node));
+    patience.map_or(most, |patience| {
+        patience.saturating_mul(2_u32.saturating_pow(attempts)).min(most)
+    })
+}
+
 /// Applies what is left while nothing is added, and lets the node join.
 ///
-/// Live writes wait meanwhile, so the lane is given back (`None`: not the end yet) when the grace period is over or the
-/// node goes down; a request that is under way then becomes a straggler like any other.
-async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Option<End> {
+/// Live writes wait meanwhile, so the lane is given back (`None`: not the end yet) when the limit is over or the node goes
+/// down; a request that is under way then becomes a straggler like any other.
+async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope, limit: Duration) -> Option<End> {
     let Some(alone) = core.exclusive_of(scope).await else {
         return Some(End::Pause);
     };
-    let grace = core.env.sleep(core.settings.mirror_grace);
-    tokio::pin!(grace);
+    let held_since = core.env.now();
+    let limit = core.env.sleep(limit);
+    tokio::pin!(limit);
     loop {
         let pair = &scope.pairs(core)[node];
         if pair.pending() > 0 && !pair.drainable() {
             return Some(End::Done);
         }
-        let Ok(rows) = read(core, node, scope).await else {
+        let Ok(page) = read(core, node, scope).await else {
             return Some(End::Pause);
         };
-        if rows.is_empty() {
+        if page.rows().is_empty() {
             nothing_left(core, node, scope);
             tracing::info!(
                 node = core.cluster.node(node).name,
                 generation = scope.generation(),
+                held = ?core.env.now().saturating_sub(held_since),
                 "The node is in step with the lane."
             );
             core.cluster.announce_change();
             return Some(End::Done);
         }
-        match apply_in_time(core, node, scope, rows, &mut grace).await {
+        match apply_in_time(core, node, scope, page, &mut limit).await {
             Ok(Some(Step::Applied)) => {}
             Ok(Some(Step::Stop(end))) => return Some(end),
             Ok(None) => return Some(End::Pause),
             Err(late) => {
-                pair.straggler_started();
-                core.cluster.node(node).straggler_started();
+                let straggler = core.straggler(scope, node);
                 drop(alone);
                 let step = late.await;
-                pair.straggler_ended();
-                core.cluster.node(node).straggler_ended();
+                drop(straggler);
                 return match step {
                     Ok(Step::Applied) => None,
                     Ok(Step::Stop(end)) => Some(end),
@@ -269,13 +294,13 @@ async fn apply_in_time(
     core: &Arc<Core>,
     node: NodeIndex,
     scope: &Scope,
-    rows: Vec<PayloadRow>,
+    page: Page,
     limit: &mut (impl Future<Output = ()> + Unpin),
 ) -> Result<Option<Step>, oneshot::Receiver<Step>> {
     let (done, mut applied) = oneshot::channel();
     let (job, its_scope) = (core.clone(), scope.clone());
     core.spawn_job(async move {
-        let _ = done.send(apply_rows(&job, node, &its_scope, &rows, Pace::Unbraked).await);
+        let _ = done.send(apply_page(&job, node, &its_scope, &page, Pace::Unbraked).await);
     });
     tokio::select! {
         biased;
@@ -291,17 +316,17 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
     let pair = &scope.pairs(core)[node];
     let mut limit = core.env.sleep(core.settings.mirror_grace);
     loop {
-        let Ok(rows) = read(core, node, scope).await else {
+        let Ok(page) = read(core, node, scope).await else {
             return false;
         };
-        if rows.is_empty() {
+        if page.rows().is_empty() {
             nothing_left(core, node, scope);
             return true;
         }
         if !pair.drainable() {
             return false;
         }
-        match apply_in_time(core, node, scope, rows, &mut limit).await {
+        match apply_in_time(core, node, scope, page, &mut limit).await {
             Ok(Some(Step::Applied)) => {}
             Ok(_) => return false,
             Err(late) => {
@@ -316,270 +341,15 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
     }
 }
 
-async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Vec<PayloadRow>, crate::journal::JournalError> {
+async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Page, crate::journal::JournalError> {
     let name = &core.cluster.node(node).name;
     let settings = &core.settings;
-    core.log
+    let rows = core
+        .log
         .journal()
         .payloads(name, scope.generation(), settings.drain_rows, settings.drain_bytes)
-        .await
-}
-
-fn handover_steps(core: &Core) -> usize {
-    let factor = core.settings.drain_foreground_factor;
-    match core.foreground.is_watched(core.env.now(), factor) {
-        true => WATCHED_HANDOVER_STEPS,
-        false => HANDOVER_STEPS,
-    }
-}
-
-/// What one request may hold now: while clients write, it is small.
-fn limits(core: &Core) -> BatchLimits {
-    let settings = &core.settings;
-    let factor = settings.drain_foreground_factor;
-    BatchLimits {
-        records: core.foreground.batch(core.env.now(), factor, settings.drain_rows),
-        bytes: settings.drain_bytes,
-    }
-}
-
-/// Whether there are pauses between steps. Whoever holds the lane makes none: its writers wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pace {
-    Braked,
-    Unbraked,
-}
-
-impl Pace {
-    /// A step with so many records is over.
-    async fn stepped(self, core: &Core, records: usize, begun: Duration) {
-        let (now, factor) = (core.env.now(), core.settings.drain_foreground_factor);
-        let took = now.saturating_sub(begun);
-        core.foreground.applied(now, records, took, factor);
-        if self == Self::Braked {
-            let pause = core.foreground.pause(now, took, factor);
-            if !pause.is_zero() {
-                core.env.sleep(pause).await;
-            }
-        }
-    }
-}
-
-async fn apply_rows(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow], pace: Pace) -> Step {
-    if let Some(parked) = rows.iter().find(|row| row.parked.is_some()) {
-        tracing::debug!(id = %parked.id, "A parked entry blocks this lane.");
-        let pair = &scope.pairs(core)[node];
-        if pair.parked() == 0 {
-            // The answer to the commit that parked it was lost.
-            pair.add_parked(1);
-        }
-        return Step::Stop(End::Done);
-    }
-    match scope {
-        Scope::Namespace => {
-            for row in rows {
-                if let stop @ Step::Stop(_) = namespace::apply(core, node, row).await {
-                    return stop;
-                }
-            }
-        }
-        Scope::Collection(collection) => {
-            let mut rest = rows;
-            while let Some(step) = combine::first(rest, limits(core)) {
-                let (rows, later) = rest.split_at(step.rows.end);
-                let (records, begun) = (step.records, core.env.now());
-                if let stop @ Step::Stop(_) = record::apply(core, node, collection, rows, step).await {
-                    return stop;
-                }
-                pace.stepped(core, records, begun).await;
-                rest = later;
-                if pace == Pace::Braked && !goes_on(core, node) {
-                    return Step::Stop(End::Pause);
-                }
-            }
-        }
-    }
-    Step::Applied
-}
-
-/// Removes rows that are done, with what else has to be durable at the same moment.
-pub(crate) async fn finish(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    scope: &Scope,
-    rows: &[PayloadRow],
-    mut changes: Vec<Change>,
-) -> Step {
-    fault::point("drain-answered");
-    changes.push(Change::RemovePayloads(rows.iter().map(|row| row.id).collect()));
-    if !core.commit_or_retry(scope, vec![node], changes).await {
-        return Step::Stop(End::Pause);
-    }
-    fault::point("drain-committed");
-    let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
-    let last = rows.last().map(|row| row.created_at.timestamp_micros());
-    scope.pairs(core)[node].remove_pending(rows.len() as u64, bytes, last);
-    core.counters.replayed.fetch_add(rows.len() as u64, Ordering::Relaxed);
-    Step::Applied
-}
-
-/// A request broke. Its rows are in doubt, and nothing is sent before a canary has returned; its records are suspect, as
-/// after any other request of unknown outcome (schedule S11). If the node is alive all the same, it may be the request that
-/// it cannot bear, and that counts as an attempt.
-pub(crate) async fn broke(core: &Arc<Core>, node: NodeIndex, scope: &Scope, rows: &[PayloadRow]) -> Step {
-    scope.pairs(core)[node].require_fence();
-    let doubt: Vec<_> = rows.iter().map(|row| Change::MarkInDoubt(row.id)).collect();
-    match scope.generation() {
-        Some(generation) => {
-            let ids = rows.iter().filter_map(record::ids_of).flatten().collect();
-            core.put_suspects(node, generation, ids, doubt).await;
-        }
-        None => drop(core.log.commit(&doubt).await),
-    }
-    match rows.first() {
-        Some(row) if core.is_alive(node).await => failed(core, node, scope, row, "the connection was closed").await,
-        _ => Step::Stop(End::Pause),
-    }
-}
-
-/// The node said that it failed: counts that, and after some attempts leaves the lane to repair.
-pub(crate) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row: &PayloadRow, why: &str) -> Step {
-    core.counters.failed_replays.fetch_add(1, Ordering::Relaxed);
-    tracing::warn!(
-        node = core.cluster.node(node).name,
-        lsn = row.lsn,
-        attempts = row.attempts,
-        why,
-        "A replay failed."
-    );
-    if row.attempts + 1 < ATTEMPTS {
-        let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
-        return Step::Stop(End::Pause);
-    }
-    let reason = format!("an entry could not be replayed: {why}");
-    if let Scope::Collection(collection) = scope
-        && core.is_undecided(row.lsn)
-    {
-        // No node had taken it and its client was told so: whatever this one has of it now is what the others get
-        // (schedule S21).
-        if !core.flush(collection, node).await {
-            core.suspect_collection(collection, node);
-            return Step::Stop(End::Pause);
-        }
-        core.compare_outcome(row.lsn, false);
-        let others = (0..core.cluster.len()).filter(|&other| other != node);
-        let changes = others
-            .map(|other| {
-                let ids = record::ids_of(row);
-                let wanted = RepairWanted {
-                    source: Some(node),
-                    reversible: ids.is_some(),
-                    ..RepairWanted::records(ids, row.lsn, reason.clone())
-                };
-                core.repair_row(scope, other, wanted)
-            })
-            .collect();
-        return finish(core, node, scope, std::slice::from_ref(row), changes).await;
-    }
-    if core.authority_is_away(scope, node) {
-        return Step::Stop(End::Pause);
-    }
-    if scope.generation().is_some() && core.another_has_authority(scope, node) {
-        core.compare_outcome(row.lsn, false);
-        let wanted = RepairWanted::records(record::ids_of(row), row.lsn, reason);
-        let repair = core.repair_row(scope, node, wanted);
-        return finish(core, node, scope, std::slice::from_ref(row), vec![repair]).await;
-    }
-    needs_repair(core, node, scope, row, reason).await
-}
-
-/// What to do with an entry that the node refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// Who took it is away, and may come back without it.
-    WaitForOthers,
-    /// It was acked, and nobody else has it.
-    Keep,
-    /// It has no effect anywhere, or none that a client was told of.
-    Drop,
-    /// Another node has it.
-    Repair,
-}
-
-pub(crate) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> Refused {
-    match core.agreement(row.lsn, false) {
-        Agreement::Agrees => Refused::Drop,
-        _ if core.authority_is_away(scope, node) => Refused::WaitForOthers,
-        _ if core.another_has_authority(scope, node) => Refused::Repair,
-        Agreement::Accepted if !others_had_it_to_do(core, node, scope, row) => Refused::Keep,
-        _ => Refused::Drop,
-    }
-}
-
-/// Whether each other node is repaired because of this very entry: nobody had taken it then, so no client was told that
-/// it was done.
-fn others_had_it_to_do(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> bool {
-    let repairs = core.repairs.lock();
-    core.cluster
-        .nodes()
-        .iter()
-        .filter(|other| other.index != node)
-        .all(|other| {
-            let mut its = repairs.iter().filter(|repair| repair.node == other.name);
-            its.any(|repair| repair.generation == scope.generation() && repair.lsn == row.lsn)
-        })
-}
-
-/// Writes a repair row: this node is out of this lane until the repair is done.
-pub(crate) async fn needs_repair(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    scope: &Scope,
-    row: &PayloadRow,
-    reason: String,
-) -> Step {
-    if core.authority_is_away(scope, node) {
-        return Step::Stop(End::Pause);
-    }
-    if !core.another_has_authority(scope, node) {
-        return last_resort(core, node, scope, row, reason).await;
-    }
-    let repair = core.repair_row(scope, node, RepairWanted::whole(row.lsn, reason));
-    core.commit_or_retry(scope, vec![node], vec![repair]).await;
-    Step::Stop(End::Done)
-}
-
-/// No other node could repair this one: the last that holds everything is never given up (R2). It goes on trying,
-/// visibly behind, and parks the entry in the end: someone has to decide.
-pub(crate) async fn last_resort(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    scope: &Scope,
-    row: &PayloadRow,
-    reason: String,
-) -> Step {
-    tracing::error!(
-        node = core.cluster.node(node).name,
-        reason,
-        attempts = row.attempts,
-        "No other node could repair this one."
-    );
-    if let Scope::Collection(collection) = scope {
-        core.suspect_collection(collection, node);
-    }
-    if row.attempts + 1 < LAST_ATTEMPTS {
-        let _ = core.log.commit(&vec![Change::CountAttempt(row.id)]).await;
-        return Step::Stop(End::Pause);
-    }
-    let park = Change::Park {
-        id: row.id,
-        reason: format!("{reason} (and no other node has everything)"),
-    };
-    if core.log.commit(&vec![park]).await.is_err() {
-        return Step::Stop(End::Pause);
-    }
-    scope.pairs(core)[node].add_parked(1);
-    Step::Stop(End::Done)
+        .await?;
+    Ok(Page::new(rows))
 }
 
 /// Records that a row speaks of; `None`: not records, or it cannot be told.

@@ -7,7 +7,9 @@ use http::Method;
 use uuid::Uuid;
 
 use super::record::text;
-use super::{End, Refused, Step, broke, failed, finish, last_resort, needs_repair, refused};
+use super::step::finish;
+use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refused};
+use super::{End, Step};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
 use crate::journal::{Change, Commit, Lsn, PayloadRow};

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::combine::Batch;
-use super::{End, Refused, Step, broke, failed, finish, last_resort, needs_repair, refused};
+use super::step::finish;
+use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refused};
+use super::{End, Step};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};

@@ -149,7 +149,8 @@ impl Pair {
     }
 
     pub fn add_pending(&self, rows: u64, bytes: u64, at: i64) {
-        if self.pending.fetch_add(rows, Ordering::SeqCst) == 0 {
+        let before = self.pending.fetch_add(rows, Ordering::SeqCst);
+        if before == 0 || self.oldest.load(Ordering::SeqCst) == 0 {
             self.oldest.store(at, Ordering::SeqCst);
         }
         self.pending_bytes.fetch_add(bytes, Ordering::SeqCst);
@@ -164,7 +165,19 @@ impl Pair {
         }
     }
 
-    /// No payload row is left.
+    /// Rows were applied and removed, the last of them written at `at`. One goes on counting until [`Pair::drained`]: the
+    /// node joins the lane between two writes, not while one is under way that it was not sent.
+    pub fn remove_applied(&self, rows: u64, bytes: u64, at: i64) {
+        saturating_sub(&self.pending_bytes, bytes);
+        let left = |pending: u64| pending.saturating_sub(rows).max(pending.min(1));
+        let before = self
+            .pending
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |pending| Some(left(pending)));
+        let none_left = before.is_ok_and(|before| before <= rows);
+        self.oldest.store(if none_left { 0 } else { at }, Ordering::SeqCst);
+    }
+
+    /// No payload row is left. Said while the lane is held.
     pub fn drained(&self) {
         self.pending.store(0, Ordering::SeqCst);
         self.pending_bytes.store(0, Ordering::SeqCst);

@@ -1,8 +1,9 @@
 //! Sending one entry to several nodes at once and waiting as long as it makes sense.
 //!
 //! Waiting ends when every node answered; or, for the nodes still silent, a grace period after the first one applied
-//! it, when health takes the node down, or at the deadline. Whoever is silent then is a *straggler*: its request runs
-//! on, nothing else is sent to it for this lane, and its late answer settles its own row (design.md 4.7).
+//! it (a short one, if all that are silent are being drained while clients write), when health takes the node down, or at
+//! the deadline. Whoever is silent then is a *straggler*: its request runs on, nothing else is sent to it for this lane,
+//! and its late answer settles its own row (design.md 4.7).
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -74,17 +75,22 @@ impl Core {
         let started = self.env.now();
         let deadline = self.env.sleep(self.settings.write_timeout);
         tokio::pin!(deadline);
+        let mut first_applied: Option<Duration> = None;
         let mut grace: Option<BoxFuture<()>> = None;
         while results.iter().any(Option::is_none) {
             tokio::select! {
                 biased;
                 answer = answers.recv() => {
                     let Some((node, answer)) = answer else { break };
-                    if answer.outcome == Outcome::Applied && grace.is_none() {
-                        let took = self.env.now().saturating_sub(started);
-                        grace = Some(self.env.sleep(self.settings.mirror_grace.max(took / 2)));
+                    let took = self.env.now().saturating_sub(started);
+                    if answer.outcome == Outcome::Applied {
+                        first_applied.get_or_insert(took);
                     }
                     results[node] = Some(answer);
+                    if let Some(first) = first_applied {
+                        let until = first + self.grace(scope, &results, first);
+                        grace = Some(self.env.sleep(until.saturating_sub(took)));
+                    }
                 }
                 node = self.went_down(&results) => results[node] = Some(NodeAnswer::silent()),
                 () = elapsed(&mut grace) => break,
@@ -118,6 +124,21 @@ impl Core {
             results,
             (!silent.is_empty()).then_some(Stragglers { nodes: silent, answers }),
         )
+    }
+
+    /// How long the nodes without a result are waited for after one has applied an entry, which took it so long. If all of
+    /// them are being drained while clients write, that is what the brake of the drain leaves: they work on its batches, and
+    /// what they miss is durable before the answer, as ever.
+    fn grace(&self, scope: &Scope, results: &[Option<NodeAnswer>], took: Duration) -> Duration {
+        let usual = self.settings.mirror_grace;
+        let silent = (0..results.len()).filter(|&node| results[node].is_none());
+        let patience = match scope {
+            Scope::Collection(_) => self.foreground.patience(self.env.now(), silent),
+            // What a node misses of the names takes more than its row to be forgotten (`settles_by_itself`).
+            Scope::Namespace => None,
+        };
+        let grace = patience.map_or(usual, |patience| patience.saturating_sub(took).min(usual));
+        grace.max(took / 2)
     }
 
     /// Asks nodes whose answers speak of another past than theirs who they are: one that lacks a collection that the
@@ -193,6 +214,7 @@ impl Core {
         let answer = self.send(node, request).await;
         let took = self.env.now().saturating_sub(sent);
         self.cluster.node(node).metrics.upstream(op.label(), took);
+        tracing::debug!(node = self.cluster.node(node).name, op = op.label(), took = ?took, "A node answered.");
         let response = match answer {
             Ok(response) => response,
             Err(SendError::NotSent(_) | SendError::Local(_)) => {

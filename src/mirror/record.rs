@@ -82,6 +82,7 @@ impl Core {
         };
         let now = self.env.now();
         self.foreground.answered(now, now.saturating_sub(begun));
+        tracing::debug!(generation = collection.generation, took = ?now.saturating_sub(begun), "A write was answered.");
         answer.unwrap_or_else(|_| Answer::error(500, "InternalError", "The write was dropped."))
     }
 

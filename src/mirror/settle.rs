@@ -62,7 +62,7 @@ impl Core {
     async fn settle(self: &Arc<Self>, scope: &Scope, node: NodeIndex, answer: &NodeAnswer, row: Option<RowRef>) {
         let _alone = self.exclusive_of(scope).await;
         let pair = &scope.pairs(self)[node];
-        tracing::info!(node = self.cluster.node(node).name, outcome = ?answer.outcome, "A late answer arrived.");
+        tracing::debug!(node = self.cluster.node(node).name, outcome = ?answer.outcome, "A late answer arrived.");
         if let (Outcome::Applied, Some(row), 0) = (&answer.outcome, row, pair.uncertain())
             // A reset or a delete may have taken the row meanwhile.
             && matches!(self.log.journal().payload(row.id).await, Ok(Some(_)))

@@ -1,5 +1,9 @@
 //! A node comes back.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use diptych::catalog::Collection;
 use diptych::chroma::RecordWrite;
 use diptych::journal::{Change, Commit};
 use serde_json::json;
@@ -263,4 +267,97 @@ async fn a_delete_by_filter_is_resolved_on_the_next_node_when_the_lead_fails() {
     stage.drained().await;
     stage.assert_converged();
     assert_eq!(stage.contents(B, "c").records.len(), 1);
+}
+
+/// Clients have written to `live`, and B works on a batch of what it missed of `missed`, until the gate opens.
+async fn drain_beside_clients(seed: u64) -> (Stage, Arc<Collection>, Gate) {
+    let stage = Stage::new(seed).await;
+    let (live, missed) = (stage.create("live").await, stage.create("missed").await);
+    for n in 0..30 {
+        assert_eq!(stage.upsert(&live, "x", n).await.status, 200);
+    }
+    stage.down(B);
+    for (n, id) in (100..).zip(["p", "q", "r"]) {
+        assert_eq!(stage.upsert(&missed, id, n).await.status, 200);
+    }
+    stage.b().forget_requests();
+    let gate = Gate::new();
+    stage.b().fault("\"w100\"", 1, Fault::Held(gate.clone()));
+    stage.up(B).await;
+    let is_sent = || stage.b().trace().contains(&"w100+w101+w102".to_owned());
+    stage.eventually("the batch is sent", is_sent).await;
+    (stage, live, gate)
+}
+
+/// A node works on one write at a time: whoever writes elsewhere would wait for the drain's batch.
+#[tokio::test(start_paused = true)]
+async fn a_write_does_not_wait_for_a_batch_of_the_drain() {
+    let (stage, live, gate) = drain_beside_clients(8).await;
+    let behind = Gate::new();
+    stage.b().fault("\"w200\"", 1, Fault::Held(behind.clone()));
+    let before = stage.core.env.now();
+    assert_eq!(stage.upsert(&live, "x", 200).await.status, 200);
+    let took = stage.core.env.now() - before;
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    let its_rows: Vec<_> = stage.journal.rows().into_iter().filter(|row| row.1 == "w200").collect();
+    assert_eq!(its_rows, rows(&[("b", "w200")]), "durable before the answer");
+    assert_eq!(stage.usable(&live), [A]);
+    stage.b().forget_requests();
+    behind.open();
+    stage
+        .eventually("it is in step again", || stage.usable(&live) == [A, B])
+        .await;
+    assert_eq!(stage.b().trace(), Vec::<String>::new(), "its late answer was enough");
+    gate.open();
+    stage.drained().await;
+    stage.assert_converged();
+
+    // Nothing is drained any more: a node that is silent is waited for as always.
+    let silent = Gate::new();
+    stage.b().fault("\"w201\"", 1, Fault::Held(silent.clone()));
+    let before = stage.core.env.now();
+    assert_eq!(stage.upsert(&live, "x", 201).await.status, 200);
+    assert!(stage.core.env.now() - before >= stage.core.settings.mirror_grace);
+    silent.open();
+    stage.drained().await;
+    stage.assert_converged();
+}
+
+/// What is left is sent before the lane is taken, so that the lane's own writers do not wait for it.
+#[tokio::test(start_paused = true)]
+async fn while_clients_write_a_lane_is_taken_when_nothing_is_left() {
+    let (stage, _, gate) = drain_beside_clients(9).await;
+    let missed = stage.find("missed");
+    let before = stage.core.env.now();
+    assert_eq!(stage.upsert(&missed, "s", 103).await.status, 200);
+    let took = stage.core.env.now() - before;
+    assert!(took < Duration::from_millis(100), "the lane is free: {took:?}");
+    gate.open();
+    stage.drained().await;
+    assert_eq!(stage.usable(&missed), [A, B]);
+    stage.assert_converged();
+}
+
+/// The last row is removed while a write is under way that the node was not sent: it joins after that.
+#[tokio::test(start_paused = true)]
+async fn a_node_joins_between_two_writes_however_the_last_row_goes() {
+    let (stage, _, gate) = drain_beside_clients(10).await;
+    let missed = stage.find("missed");
+    let slow = Gate::new();
+    stage.a().fault("\"w103\"", 1, Fault::Held(slow.clone()));
+    let write = stage.start_upsert(&missed, "s", 103);
+    stage
+        .eventually("it is sent", || stage.a().trace().contains(&"w103".to_owned()))
+        .await;
+    gate.open();
+    stage
+        .eventually("the rows are gone", || stage.journal.rows().is_empty())
+        .await;
+    seconds(1).await;
+    assert_eq!(stage.usable(&missed), [A], "a write is under way without it");
+    slow.open();
+    assert_eq!(write.await.expect("an answer").status, 200);
+    stage.drained().await;
+    assert_eq!(stage.usable(&missed), [A, B]);
+    stage.assert_converged();
 }
