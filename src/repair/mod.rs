@@ -42,8 +42,9 @@ const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
-/// The drain goes first as long as there is more than this.
+/// The drain goes first as long as there is more than this; the rest is drained while the lane's writers wait.
 const LEFT_TO_DRAIN: u64 = 500;
+const WATCHED_LEFT_TO_DRAIN: u64 = 16;
 
 /// Why a repair did not come to its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -228,8 +229,10 @@ pub fn waits_for(core: &Core, row: &RepairRow) -> Option<String> {
         "no node that it may be copied from is in step"
     } else if names_first {
         "the node is not in step with the namespace"
-    } else if pair.copies() == 0 && pair.pending() > LEFT_TO_DRAIN {
+    } else if pair.copies() == 0 && pair.pending() > left_to_drain(core) {
         "what the node missed is drained first"
+    } else if pair.copies() == 0 && core.foreground.defers_repairs(core.env.now(), node) {
+        "the node is drained, and writers of this collection would wait for both"
     } else {
         return core
             .repairing
@@ -293,7 +296,8 @@ fn collection_work(
         let replaces = rows.iter().any(|row| row.kind.holds_rows());
         return (replaces && core.namespace.pairs[node].in_sync()).then_some((How::Whole(source), rows));
     }
-    if pair.pending() > LEFT_TO_DRAIN {
+    let now = core.env.now();
+    if pair.pending() > left_to_drain(core) || core.foreground.defers_repairs(now, node) {
         return None;
     }
     let of_kind = |kind| open.iter().filter(|row| row.kind == kind).cloned().collect::<Vec<_>>();
@@ -302,6 +306,13 @@ fn collection_work(
     }
     let (source, rows) = choose(core, node, &usable, &of_kind(RepairKind::Verify))?;
     Some((How::Verify(source), rows))
+}
+
+fn left_to_drain(core: &Core) -> u64 {
+    match core.foreground.allows(core.env.now(), usize::MAX).is_watched {
+        true => WATCHED_LEFT_TO_DRAIN,
+        false => LEFT_TO_DRAIN,
+    }
 }
 
 /// The first usable node that some of the rows take as their source, and those rows.

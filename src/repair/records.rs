@@ -127,10 +127,19 @@ impl Job {
     }
 
     /// A turn alone in the lane, with the target drained and both nodes flushed: what is read now is comparable (R5).
+    ///
+    /// Writers wait meanwhile. So the canary goes before: nothing new is sent to the target in this lane before its turn,
+    /// and what breaks all the same asks for another one.
     pub(super) async fn turn(&self) -> Result<Option<Exclusive>, Trouble> {
+        self.fence().await?;
         let alone = self.core.exclusive(&self.collection).await;
         self.check()?;
-        self.fence().await?;
+        if [self.source, self.target]
+            .iter()
+            .any(|&node| self.collection.pairs[node].needs_fence())
+        {
+            self.fence().await?;
+        }
         if !drain_rest(&self.core, self.target, &self.scope()).await {
             return Err(Trouble::Wait("what the node missed is not drained".to_owned()));
         }
@@ -141,27 +150,30 @@ impl Job {
     /// Makes visible what either node has committed and hides (rule R5, schedule S15).
     pub(super) async fn flush(&self) -> Result<(), Trouble> {
         let source = self.from()?;
-        if !self.core.flush(&self.collection, source.node).await {
+        let nobody = DeleteBody::delete_ids_body(&[self.core.env.new_id().to_string()]);
+        let (is_flushed, written) = tokio::join!(
+            self.core.flush(&self.collection, source.node),
+            self.write(Op::Delete, nobody, LANE_PATIENCE)
+        );
+        if !is_flushed {
             return match self.core.is_alive(source.node).await {
                 true => Err(source.trouble("a write that makes everything visible failed")),
                 false => Err(Trouble::Wait("the source went away".to_owned())),
             };
         }
-        let nobody = DeleteBody::delete_ids_body(&[self.core.env.new_id().to_string()]);
-        self.write(Op::Delete, nobody, LANE_PATIENCE).await
+        written
     }
 
     /// Reads some records of both nodes and compares them; says what to write.
     async fn compare(&self, ids: &[String], on_target: &[String], space: Space) -> Result<(Mend, Found), Trouble> {
-        let (source, bytes) = read::records(&self.core, &self.collection, self.from()?, ids).await?;
-        let target = match on_target.is_empty() {
-            true => vec![],
-            false => {
-                read::records(&self.core, &self.collection, self.to()?, on_target)
-                    .await?
-                    .0
+        let (from, to) = (self.from()?, self.to()?);
+        let (source, target) = tokio::join!(read::records(&self.core, &self.collection, from, ids), async {
+            match on_target.is_empty() {
+                true => Ok((vec![], 0)),
+                false => read::records(&self.core, &self.collection, to, on_target).await,
             }
-        };
+        });
+        let ((source, bytes), (target, _)) = (source?, target?);
         let mend = compare::mend(ids.iter().map(String::as_str), &source, &target, space);
         let found = Found {
             differing: mend.ids.clone(),
