@@ -180,7 +180,8 @@ pub struct Writes {
     #[serde(with = "units::size")]
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
     pub combine_bytes: u64,
-    /// Most writes queued for one collection; beyond it, 429.
+    /// Most writes queued for one collection; beyond it, 429. There is an eighth more, here and of the bytes, for a client
+    /// (an address) of which nothing waits for this collection.
     pub queue: usize,
     /// Most bytes of writes queued for one collection; beyond it, 429.
     #[serde(with = "units::size")]
@@ -190,7 +191,8 @@ pub struct Writes {
     #[serde(with = "units::duration")]
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$|\$\{"))]
     pub queue_timeout: Duration,
-    /// Most bytes of request bodies held at once, and of those queued; beyond it, 503.
+    /// Most bytes of request bodies held at once, and of those queued; beyond it, 503. A collection for which some are
+    /// queued gets no more of them than it leaves free.
     #[serde(with = "units::size")]
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)?$|\$\{"), extend("type" = ["string", "integer"]))]
     pub bytes_in_flight: u64,

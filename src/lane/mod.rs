@@ -1,19 +1,22 @@
 //! A lane: the queue that puts the writes of one collection in one order.
 //!
-//! One upstream write is in flight per lane; what arrives meanwhile waits here, in order of arrival. Each collection
-//! has a lane, and so has the namespace. Beside writes a lane takes *exclusive* entries: whoever holds one is alone
-//! between two writes. Namespace operations use them as barriers on the collections they touch, the drain for its
-//! handover to live (design.md R1, R4, 6).
+//! One upstream write is in flight per lane; what arrives meanwhile waits here. Each collection has a lane, and so has the
+//! namespace. Beside writes a lane takes *exclusive* entries: whoever holds one is alone between two writes. Namespace
+//! operations use them as barriers on the collections they touch, the drain for its handover to live (design.md R1, R4, 6).
 //!
-//! The worker takes the first entry; compatible writes behind it come along and become one upstream batch
-//! (`choose`). Chroma's cost of a write is per request, so this is where many writers get their speed from.
+//! The worker takes the write whose turn it is: clients take turns, and the writes of each go in order of arrival.
+//! Compatible writes come along and become one upstream batch (`choose`). Chroma's cost of a write is per request, so this
+//! is where many writers get their speed from.
 //!
-//! What may wait is bounded: writes and bytes per lane, bytes over all lanes, and time.
+//! What may wait is bounded: writes and bytes per lane, bytes over all lanes, and time. Nobody takes all of it: a lane
+//! holds no more of what all may hold than it leaves free, and of a full lane there is some more for a client of which
+//! nothing waits.
 
 mod choose;
 mod pair;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +30,11 @@ pub use pair::{MOST_TOUCHED, Pair, Touched};
 use crate::chroma::BatchLimits;
 use choose::choose;
 
+/// So many clients are remembered of which nothing waits.
+const MOST_CLIENTS: usize = 4096;
+/// What a full lane has left for clients of which nothing waits there, as a part of its limits.
+const SPARE: usize = 8;
+
 /// What may wait in lanes, and what becomes one batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -34,7 +42,7 @@ pub struct Limits {
     pub writes: usize,
     /// Bytes in one lane; a write that comes to an empty queue is taken whatever it weighs.
     pub bytes: usize,
-    /// Bytes in all lanes together.
+    /// Bytes in all lanes together; where something waits already, a lane gets no more of them than it leaves free.
     pub all_bytes: usize,
     /// How long a write waits; zero: for ever.
     pub time: Duration,
@@ -120,6 +128,18 @@ struct Queue<W> {
     tickets: u64,
     /// The worker sleeps until so many wait.
     wanted: usize,
+    /// Batches so far.
+    turn: u64,
+    /// Forgotten when nothing waits.
+    clients: HashMap<Option<IpAddr>, Client>,
+}
+
+/// What a lane knows of a client.
+#[derive(Debug, Clone, Copy, Default)]
+struct Client {
+    waiting: usize,
+    /// The last batch with a write of it.
+    served: u64,
 }
 
 /// The queue of one collection, or of the namespace.
@@ -140,6 +160,8 @@ impl<W: Write> Lane<W> {
                 bytes: 0,
                 tickets: 0,
                 wanted: usize::MAX,
+                turn: 0,
+                clients: HashMap::new(),
             }),
             arrived: Notify::new(),
             shared,
@@ -154,16 +176,22 @@ impl<W: Write> Lane<W> {
         let bytes = write.bytes();
         let limits = &self.shared.limits;
         let mut queue = self.queue.lock();
-        if queue.entries.len() >= limits.writes || (queue.bytes > 0 && queue.bytes + bytes > limits.bytes) {
+        let client = write.client();
+        let is_only_one = queue.clients.get(&client).is_none_or(|client| client.waiting == 0);
+        let spare = |limit: usize| limit + if is_only_one { limit / SPARE } else { 0 };
+        let has_room = queue.bytes == 0 || queue.bytes + bytes <= spare(limits.bytes);
+        if queue.entries.len() >= spare(limits.writes) || !has_room {
             return Err(Full::Lane);
         }
         let all = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if all > 0 && all + bytes > limits.all_bytes {
+        let is_greedy = queue.bytes > limits.all_bytes.saturating_sub(all);
+        if all > 0 && (is_greedy || all + bytes > limits.all_bytes) {
             self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Full::Everything);
         }
         queue.bytes += bytes;
         queue.tickets += 1;
+        queue.clients.entry(client).or_default().waiting += 1;
         let ticket = queue.tickets;
         queue.entries.push_back(Waiting::Write { ticket, write });
         if queue.entries.len() >= queue.wanted {
@@ -183,14 +211,18 @@ impl<W: Write> Lane<W> {
             return false;
         };
         if let Some(Waiting::Write { write, .. }) = queue.entries.remove(position) {
-            self.forget_bytes(&mut queue, write.bytes());
+            self.forget(&mut queue, &write);
         }
         true
     }
 
-    fn forget_bytes(&self, queue: &mut Queue<W>, bytes: usize) {
-        queue.bytes -= bytes;
-        self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// A write waits no longer.
+    fn forget(&self, queue: &mut Queue<W>, write: &W) {
+        queue.bytes -= write.bytes();
+        self.shared.bytes.fetch_sub(write.bytes(), Ordering::Relaxed);
+        if let Some(client) = queue.clients.get_mut(&write.client()) {
+            client.waiting -= 1;
+        }
     }
 
     /// Queues an exclusive entry. The receiver gets the lane when its turn comes; the flag says that the caller has to
@@ -208,10 +240,14 @@ impl<W: Write> Lane<W> {
         let mut queue = self.queue.lock();
         let batch = self.shared.limits.batch;
         let records = if alone { 1 } else { batch.records };
-        let chosen = choose(&queue.entries, BatchLimits { records, ..batch });
+        let served = |client| queue.clients.get(&client).map_or(0, |client| client.served);
+        let chosen = choose(&queue.entries, BatchLimits { records, ..batch }, served);
         let Some(&last) = chosen.last() else {
             let first = queue.entries.pop_front();
             queue.working = first.is_some();
+            if !queue.working {
+                queue.clients.clear();
+            }
             return match first? {
                 Waiting::Exclusive(turn) => Some(Entry::Exclusive(turn)),
                 Waiting::Write { .. } => unreachable!("the first write is always chosen"),
@@ -229,7 +265,17 @@ impl<W: Write> Lane<W> {
         for entry in passed.into_iter().rev() {
             queue.entries.push_front(entry);
         }
-        self.forget_bytes(&mut queue, writes.iter().map(W::bytes).sum());
+        queue.turn += 1;
+        let turn = queue.turn;
+        for write in &writes {
+            self.forget(&mut queue, write);
+            if let Some(client) = queue.clients.get_mut(&write.client()) {
+                client.served = turn;
+            }
+        }
+        if queue.clients.len() > MOST_CLIENTS {
+            queue.clients.retain(|_, client| client.waiting > 0);
+        }
         Some(Entry::Writes(writes))
     }
 
@@ -302,6 +348,10 @@ impl Write for std::convert::Infallible {
     fn bytes(&self) -> usize {
         match *self {}
     }
+
+    fn client(&self) -> Option<IpAddr> {
+        match *self {}
+    }
 }
 
 #[cfg(test)]
@@ -325,6 +375,16 @@ mod tests {
 
         fn bytes(&self) -> usize {
             10
+        }
+
+        /// Each hundred is one.
+        fn client(&self) -> Option<IpAddr> {
+            Some(IpAddr::from([
+                10,
+                0,
+                0,
+                u8::try_from(self.0 / 100).expect("few clients"),
+            ]))
         }
     }
 
@@ -398,6 +458,25 @@ mod tests {
     }
 
     #[test]
+    fn a_full_lane_has_room_for_another_client() {
+        let limits = Limits {
+            writes: 16,
+            ..Limits::default()
+        };
+        let lane = lane(limits);
+        (0..16).for_each(|n| assert!(push(&lane, n).is_ok()));
+        assert_eq!(push(&lane, 16), Err(Full::Lane));
+        assert!(push(&lane, 100).is_ok());
+        assert_eq!(push(&lane, 101), Err(Full::Lane), "one of it waits");
+        assert!(push(&lane, 200).is_ok());
+        assert_eq!(push(&lane, 300), Err(Full::Lane), "there is an end");
+        let served: Vec<_> = (0..3).map(|_| next(&lane, true)).collect();
+        assert_eq!(served, [[0], [100], [200]]);
+        assert!(push(&lane, 101).is_ok());
+        assert_eq!(push(&lane, 17), Err(Full::Lane));
+    }
+
+    #[test]
     fn all_lanes_together_are_bounded_and_what_left_counts_no_more() {
         let shared = Shared::new(Limits {
             bytes: 5,
@@ -415,6 +494,39 @@ mod tests {
         assert!(push(&lanes[2], 1).is_ok());
         next(&lanes[1], false);
         assert!(push(&lanes[0], 1).is_ok());
+    }
+
+    #[test]
+    fn a_lane_that_floods_leaves_as_much_as_it_takes() {
+        let shared = Shared::new(Limits {
+            all_bytes: 100,
+            ..Limits::default()
+        });
+        let lanes: Vec<Lane<Number>> = (0..4).map(|_| Lane::new(shared.clone())).collect();
+        let flood = |lane: &Lane<Number>| (0..99).take_while(|&n| push(lane, n).is_ok()).count();
+        assert_eq!(flood(&lanes[0]), 6, "60 bytes, while 50 were free");
+        assert_eq!(push(&lanes[0], 7), Err(Full::Everything));
+        assert_eq!(flood(&lanes[1]), 3, "30, while 20 were free");
+        assert_eq!(flood(&lanes[2]), 1);
+        assert_eq!(push(&lanes[3], 1), Err(Full::Everything), "there is an end");
+        next(&lanes[0], true);
+        assert_eq!(push(&lanes[0], 8), Err(Full::Everything), "it holds the most");
+        assert!(push(&lanes[3], 1).is_ok(), "it holds nothing");
+    }
+
+    #[test]
+    fn a_client_with_few_writes_does_not_wait_for_all_of_another() {
+        let lane = lane(Limits::default());
+        // Two kinds, so that they do not combine.
+        (1..20).for_each(|n| assert!(push(&lane, n).is_ok()));
+        assert_eq!(next(&lane, true), [1]);
+        assert!(push(&lane, 102).is_ok() && push(&lane, 201).is_ok());
+        assert_eq!(next(&lane, true), [102]);
+        assert!(push(&lane, 104).is_ok());
+        assert_eq!(next(&lane, true), [201]);
+        assert_eq!(next(&lane, true), [2], "the many have their turn, too");
+        assert_eq!(next(&lane, true), [104]);
+        assert_eq!(next(&lane, false), [3, 5, 7, 9, 11, 13, 15, 17, 19]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod suspects;
 mod unprotected;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -113,6 +114,8 @@ pub struct RecordEntry {
     pub has_embeddings: bool,
     /// A delete by filter, to be resolved to ids on the lead.
     pub filter: Option<DeleteBody>,
+    /// Whose write it is: clients take turns.
+    pub client: Option<IpAddr>,
 }
 
 /// A record write that waits in its collection's lane.
@@ -137,6 +140,10 @@ impl lane::Write for QueuedWrite {
 
     fn bytes(&self) -> usize {
         self.entry.body.len()
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        self.entry.client
     }
 }
 

@@ -36,28 +36,14 @@ impl From<Answer> for Carried {
 
 impl Core {
     /// Queues a record write in its collection's lane and waits for its answer.
-    pub async fn submit(
-        self: &Arc<Self>,
-        collection: &Arc<Collection>,
-        op: Op,
-        body: Bytes,
-        ids: Vec<String>,
-        has_embeddings: bool,
-        filter: Option<DeleteBody>,
-    ) -> Answer {
+    pub async fn submit(self: &Arc<Self>, collection: &Arc<Collection>, entry: RecordEntry) -> Answer {
         let begun = self.env.now();
         let (reply, mut answer) = oneshot::channel();
         // A write that finds the lane free goes alone anyway.
-        let may_combine = filter.is_none() && collection.lane.is_busy();
+        let may_combine = entry.filter.is_none() && collection.lane.is_busy();
         let write = QueuedWrite {
-            piece: may_combine.then(|| Piece::of(&body)).flatten(),
-            entry: RecordEntry {
-                op,
-                body,
-                ids,
-                has_embeddings,
-                filter,
-            },
+            piece: may_combine.then(|| Piece::of(&entry.body)).flatten(),
+            entry,
             reply,
         };
         let place = match collection.lane.push(write) {
@@ -413,5 +399,6 @@ fn combined(writes: &[QueuedWrite]) -> RecordEntry {
             .collect(),
         has_embeddings: writes.iter().any(|write| write.entry.has_embeddings),
         filter: None,
+        client: None,
     }
 }

@@ -211,7 +211,8 @@ impl Proxy {
                     Err(answer) => return Ok(Next::Answer(answer)),
                 };
                 let (core, raw) = (self.core.clone(), raw.clone());
-                let work = async move { writes::answer(&core, write, &method, &raw, body.bytes).await };
+                let client = session.client_addr().and_then(|address| Some(address.as_inet()?.ip()));
+                let work = async move { writes::answer(&core, write, &method, &raw, body.bytes, client).await };
                 self.on_core(work).await.map(Next::Answer)
             }
         }

@@ -3,6 +3,7 @@
 //! What Chroma would refuse for its form goes to the lead as it is, for Chroma's own words; nothing can come of it. What
 //! would harm a node or make nodes differ is refused here (design.md 4.2).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use crate::chroma::{
     parse_name, parse_record, translate,
 };
 use crate::cluster::NodeRequest;
-use crate::mirror::{Answer, COLLECTION_PLACEHOLDER, Core, NamespaceWrite};
+use crate::mirror::{Answer, COLLECTION_PLACEHOLDER, Core, NamespaceWrite, RecordEntry};
 
 /// What a collection's segment in a path stands for.
 pub enum Resolved {
@@ -46,11 +47,24 @@ struct Request<'a> {
     /// With its query.
     raw: &'a str,
     body: Bytes,
+    client: Option<IpAddr>,
 }
 
 /// Answers a mutating request.
-pub async fn answer(core: &Arc<Core>, route: Route, method: &Method, raw: &str, body: Bytes) -> Answer {
-    let request = Request { method, raw, body };
+pub async fn answer(
+    core: &Arc<Core>,
+    route: Route,
+    method: &Method,
+    raw: &str,
+    body: Bytes,
+    client: Option<IpAddr>,
+) -> Answer {
+    let request = Request {
+        method,
+        raw,
+        body,
+        client,
+    };
     match outcome(core, route, request).await {
         Ok(answer) | Err(answer) => answer,
     }
@@ -125,23 +139,29 @@ async fn record(core: &Arc<Core>, target: Target, write: RecordWrite, request: R
         Resolved::Nowhere(id) => return Err(Answer::no_such_collection(id)),
         Resolved::NotAnId => return pass_to_lead(core, None, request).await,
     };
-    let body = request.body.clone();
+    let (body, client) = (request.body.clone(), request.client);
     if write == RecordWrite::Delete {
         let delete = match parse_delete(&body) {
             Ok(delete) => delete,
             Err(problem) => return malformed(core, Some((&collection, &target)), problem, request).await,
         };
+        let entry = |ids, filter| RecordEntry {
+            op: Op::Delete,
+            body,
+            ids,
+            has_embeddings: false,
+            filter,
+            client,
+        };
         if delete.has_filter {
-            return Ok(core
-                .submit(&collection, Op::Delete, body, vec![], false, Some(delete))
-                .await);
+            return Ok(core.submit(&collection, entry(vec![], Some(delete))).await);
         }
         return match delete.ids {
             // Without a filter these are refused or do nothing, and say so in Chroma's words.
             None => pass_to_lead(core, Some((&collection, &target)), request).await,
             Some(_) if delete.limit.is_some() => pass_to_lead(core, Some((&collection, &target)), request).await,
             Some(ids) if ids.is_empty() => pass_to_lead(core, Some((&collection, &target)), request).await,
-            Some(ids) => Ok(core.submit(&collection, Op::Delete, body, ids, false, None).await),
+            Some(ids) => Ok(core.submit(&collection, entry(ids, None)).await),
         };
     }
     let parsed = match parse_record(write, &body) {
@@ -157,9 +177,15 @@ async fn record(core: &Arc<Core>, target: Target, write: RecordWrite, request: R
         RecordWrite::Update => Op::Update,
         RecordWrite::Delete => Op::Delete,
     };
-    Ok(core
-        .submit(&collection, op, body, parsed.ids, parsed.embeddings > 0, None)
-        .await)
+    let entry = RecordEntry {
+        op,
+        body,
+        ids: parsed.ids,
+        has_embeddings: parsed.embeddings > 0,
+        filter: None,
+        client,
+    };
+    Ok(core.submit(&collection, entry).await)
 }
 
 /// A mutating route that nobody knows: mirrored as it is through the namespace lane (design.md 4.1).

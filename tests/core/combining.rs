@@ -1,5 +1,6 @@
 //! Writes that wait for a collection become one upstream batch, and each client gets its own answer (promise P8).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,9 +42,14 @@ impl Held {
 
     /// A client whose write waits now.
     async fn client(&self, kind: RecordWrite, body: Value) -> JoinHandle<Answer> {
+        self.client_at(None, kind, body).await
+    }
+
+    /// The same at this address.
+    async fn client_at(&self, address: Option<IpAddr>, kind: RecordWrite, body: Value) -> JoinHandle<Answer> {
         let waiting = self.c.lane.waiting();
         let (stage, c) = (self.stage.clone(), self.c.clone());
-        let client = tokio::spawn(async move { stage.write(&c, kind, body).await });
+        let client = tokio::spawn(async move { stage.write_of(address, &c, kind, body).await });
         self.stage
             .eventually("it waits", || self.c.lane.waiting() > waiting)
             .await;
@@ -396,4 +402,59 @@ async fn a_write_that_finds_the_lane_free_is_sent_at_once() {
         assert!(c.lane.waiting() == 0 && c.lane.is_busy());
         assert_eq!(next.await.expect("an answer").status, 200);
     }
+}
+
+/// However many requests one client has waiting, another one's write is in the next batch but one at the latest.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_floods_a_collection_does_not_hold_up_another() {
+    let stage = Stage::with(18, |settings| settings.lanes.batch.records = 2).await;
+    let held = Held::of(stage).await;
+    let [flooding, light] = [1, 2].map(|n| Some(IpAddr::from([10, 0, 0, n])));
+    let mut clients = vec![];
+    for n in 1..12 {
+        let body = value(&format!("r{n}"), n);
+        clients.push(held.client_at(flooding, RecordWrite::Upsert, body).await);
+    }
+    for n in [12, 13] {
+        let body = value(&format!("r{n}"), n);
+        clients.push(held.client_at(light, RecordWrite::Add, body).await);
+    }
+    let (stage, _, answers) = held.release(clients).await;
+    assert!(answers.iter().all(|answer| answer.status < 300), "{answers:?}");
+    let expected = ["w1+w2", "w12+w13", "w3+w4", "w5+w6", "w7+w8", "w9+w10", "w11"];
+    for node in &stage.nodes {
+        assert_eq!(node.trace(), expected);
+    }
+    stage.assert_converged();
+}
+
+/// One collection's writes take no more of what all may hold than they leave: others find room.
+#[tokio::test(start_paused = true)]
+async fn a_collection_that_is_flooded_leaves_room_for_others() {
+    let size = value("r10", 10).to_string().len();
+    let stage = Stage::with(19, |settings| settings.lanes.all_bytes = 10 * size).await;
+    let other = stage.create("other").await;
+    assert_eq!(stage.upsert(&other, "x", 500).await.status, 200);
+    let gate = Gate::new();
+    let held = Held::of(stage).await;
+    held.stage
+        .nodes
+        .iter()
+        .for_each(|node| node.fault("\"w501\"", 1, Fault::Held(gate.clone())));
+    let clients = held.clients(RecordWrite::Upsert, 10..16).await;
+    let refused = held.stage.upsert(&held.c, "r16", 16).await;
+    assert_eq!(refused.status, 503, "{}", text(&refused));
+    let busy = held.stage.start_upsert(&other, "x", 501);
+    held.stage
+        .eventually("it is sent", || held.stage.a().trace().contains(&"w501".to_owned()))
+        .await;
+    let waiting = held.stage.start_upsert(&other, "y", 502);
+    held.stage.eventually("it waits", || other.lane.waiting() == 1).await;
+    gate.open();
+    for answer in [busy, waiting] {
+        assert_eq!(answer.await.expect("an answer").status, 200);
+    }
+    let (stage, _, answers) = held.release(clients).await;
+    assert_eq!(statuses(&answers), [200; 6]);
+    stage.assert_converged();
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use diptych::chroma::{Op, RecordWrite};
+use diptych::mirror::RecordEntry;
 use serde_json::json;
 
 use crate::fakes::{A, B, Fault, Gate, REFUSED, Stage, rows, text, value};
@@ -96,7 +97,15 @@ async fn s16_a_refused_add_that_sets_the_dimension_reaches_the_node_that_was_awa
     let uneven = json!({"ids": ["x"], "embeddings": [[1, 2, 3]], "documents": ["w1", "w2"]});
     let body = Bytes::from(uneven.to_string());
     let ids = vec!["x".to_owned()];
-    let answer = stage.core.submit(&c, Op::Add, body, ids, true, None).await;
+    let entry = RecordEntry {
+        op: Op::Add,
+        body,
+        ids,
+        has_embeddings: true,
+        filter: None,
+        client: None,
+    };
+    let answer = stage.core.submit(&c, entry).await;
     assert_eq!(answer.status, 400, "{}", text(&answer));
     assert_eq!(stage.contents(A, "c").dimension, Some(3));
     assert!(stage.journal.payloads_of("b")[0].refused);

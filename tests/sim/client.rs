@@ -9,7 +9,7 @@ use bytes::Bytes;
 use diptych::catalog::Collection;
 use diptych::chroma::{Op, RecordWrite, node_path, parse_collection_object, parse_create, parse_delete, parse_record};
 use diptych::cluster::NodeRequest;
-use diptych::mirror::{Answer, Core, NamespaceWrite};
+use diptych::mirror::{Answer, Core, NamespaceWrite, RecordEntry};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -240,6 +240,14 @@ impl Client {
         let (core, collection) = (proxy.core.clone(), collection.clone());
         let called = proxy.call(async move {
             let body = Bytes::from(body.to_string());
+            let entry = |op, body, ids, has_embeddings, filter| RecordEntry {
+                op,
+                body,
+                ids,
+                has_embeddings,
+                filter,
+                client: None,
+            };
             let op = match kind {
                 RecordWrite::Add => Op::Add,
                 RecordWrite::Upsert => Op::Upsert,
@@ -248,11 +256,14 @@ impl Client {
                     let delete = parse_delete(&body).expect("a delete");
                     let ids = delete.ids.clone().unwrap_or_default();
                     let filter = delete.has_filter.then_some(delete);
-                    return core.submit(&collection, Op::Delete, body, ids, false, filter).await;
+                    return core
+                        .submit(&collection, entry(Op::Delete, body, ids, false, filter))
+                        .await;
                 }
             };
             let record = parse_record(kind, &body).expect("a record write");
-            core.submit(&collection, op, body, record.ids, record.has_embeddings, None)
+            let has_embeddings = record.has_embeddings;
+            core.submit(&collection, entry(op, body, record.ids, has_embeddings, None))
                 .await
         });
         match called.await {

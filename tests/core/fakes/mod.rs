@@ -6,6 +6,7 @@ mod journal;
 mod node;
 mod port;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use diptych::drain::drain_node;
 use diptych::env::SharedEnv;
 use diptych::journal::{Holder, Log};
 use diptych::lane::Limits;
-use diptych::mirror::{Answer, Core, NamespaceWrite, Settings, keep_suspects, recover};
+use diptych::mirror::{Answer, Core, NamespaceWrite, RecordEntry, Settings, keep_suspects, recover};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -267,6 +268,25 @@ impl Stage {
 
     /// A record write as a client sends it.
     pub async fn write(&self, collection: &Arc<Collection>, kind: RecordWrite, body: Value) -> Answer {
+        self.write_of(None, collection, kind, body).await
+    }
+
+    /// The same of a client with this address.
+    pub async fn write_of(
+        &self,
+        client: Option<IpAddr>,
+        collection: &Arc<Collection>,
+        kind: RecordWrite,
+        body: Value,
+    ) -> Answer {
+        let entry = |op, body, ids, has_embeddings, filter| RecordEntry {
+            op,
+            body,
+            ids,
+            has_embeddings,
+            filter,
+            client,
+        };
         let body = Bytes::from(body.to_string());
         let op = match kind {
             RecordWrite::Add => Op::Add,
@@ -276,13 +296,17 @@ impl Stage {
                 let delete = parse_delete(&body).expect("a delete");
                 let ids = delete.ids.clone().unwrap_or_default();
                 let filter = delete.has_filter.then_some(delete);
-                return answered(self.core.submit(collection, Op::Delete, body, ids, false, filter)).await;
+                return answered(
+                    self.core
+                        .submit(collection, entry(Op::Delete, body, ids, false, filter)),
+                )
+                .await;
             }
         };
         let record = parse_record(kind, &body).expect("a record write");
         answered(
             self.core
-                .submit(collection, op, body, record.ids, record.has_embeddings, None),
+                .submit(collection, entry(op, body, record.ids, record.has_embeddings, None)),
         )
         .await
     }
