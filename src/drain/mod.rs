@@ -201,6 +201,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         // The last row that was removed is still counted.
         let is_rest = page.rows().len() as u64 + 1 >= pair.pending();
         let (limits, is_watched) = limits(core);
+        let is_watched = is_watched && scope.generation().is_some();
         let is_short = match is_watched {
             true => page.batches(limits) <= WATCHED_HANDOVER_STEPS,
             false => page.batches(limits) <= HANDOVER_STEPS,
@@ -209,7 +210,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         let is_time = page.rows().is_empty() || !is_watched || short_rounds > WATCHED_HANDOVER_ROUNDS;
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
         if (is_rest && is_short && is_time) || losing {
-            let limit = handover_limit(core, node, attempts);
+            let limit = handover_limit(core, node, scope, attempts);
             attempts += 1;
             match hand_over(core, node, scope, limit).await {
                 Some(end) => return end,
@@ -225,9 +226,12 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
 
 /// How long a lane is held for what is left. While clients write, no longer than a write of theirs may wait for this node,
 /// at first: a batch of another lane may be under way there. With each attempt twice as long, so that it ends.
-fn handover_limit(core: &Core, node: NodeIndex, attempts: u32) -> Duration {
+fn handover_limit(core: &Core, node: NodeIndex, scope: &Scope, attempts: u32) -> Duration {
     let most = core.settings.mirror_grace;
-    let patience = core.foreground.patience(core.env.now(), std::iter::once(node));
+    let patience = match scope {
+        Scope::Collection(_) => core.foreground.patience(core.env.now(), std::iter::once(node)),
+        Scope::Namespace => None,
+    };
     patience.map_or(most, |patience| {
         patience.saturating_mul(2_u32.saturating_pow(attempts)).min(most)
     })
