@@ -1,5 +1,9 @@
 //! The process dies at each labelled line between two steps that belong together; afterwards nothing is lost and the
 //! nodes are equal.
+//!
+//! `docs/schedules.md` lists, for every label, the rule that has to be off for its crash to leave something behind. Where
+//! that needs more than the crash, it is staged here: a node that dies with the process, a node that was away before, an
+//! update that must not be applied a second time.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -9,8 +13,9 @@ use diptych::fault::POINTS;
 use serde_json::json;
 
 use crate::harness::api::Api;
+use crate::harness::chroma::ChromaNode;
 use crate::harness::cluster::{Cluster, Options, Side};
-use crate::harness::compare::{DEFAULT, compare_nodes};
+use crate::harness::compare::{DEFAULT, OWN_TENANT, compare_nodes};
 use crate::harness::postgres::Postgres;
 use crate::harness::writer::{PATIENCE, Writer};
 use crate::harness::{Stage, eventually, scenarios};
@@ -59,6 +64,11 @@ fn every_fault_point_has_a_crash() {
     assert_eq!(tested, POINTS.iter().map(|(label, _)| *label).collect());
 }
 
+/// Whether this label is to be tried: `DIPTYCH_TEST_POINT` names one.
+fn is_wanted(label: &str) -> bool {
+    std::env::var("DIPTYCH_TEST_POINT").map_or(true, |one| one == label)
+}
+
 /// Waits until the process has died at `label`, with `work` going on.
 async fn dies(cluster: &mut Cluster, label: &str, mut work: impl AsyncFnMut()) {
     let end = Instant::now() + PATIENCE;
@@ -84,28 +94,74 @@ async fn arm(cluster: &mut Cluster, label: &str) {
     cluster.diptych.restart().await;
 }
 
+/// [`arm`] for a label that may be reached before the process is ready.
+fn arm_start(cluster: &mut Cluster, label: &str) {
+    println!("armed: {label}");
+    cluster.diptych.arm(label);
+    cluster.diptych.spawn();
+}
+
 async fn nothing() {}
+
+/// Which nodes are away when the process dies, and which when the next one starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Away {
+    Nobody,
+    /// A dies with the process; B goes on alone.
+    First,
+    /// B was away before.
+    Second,
+    /// B was away before, A dies with the process: what was acknowledged is on B and in its log.
+    Turns,
+}
+
+impl Away {
+    async fn before(self, cluster: &mut Cluster) {
+        if matches!(self, Away::Second | Away::Turns) {
+            cluster.down(Side::B).await;
+        }
+    }
+
+    /// The process has died: starts the next one.
+    async fn restart(self, cluster: &mut Cluster) {
+        if matches!(self, Away::First | Away::Turns) {
+            cluster.a.kill9();
+        }
+        if self == Away::Turns {
+            cluster.b.restart().await;
+        }
+        cluster.diptych.restart().await;
+    }
+
+    async fn after(self, cluster: &mut Cluster) {
+        match self {
+            Away::Nobody => {}
+            Away::First | Away::Turns => cluster.a.restart().await,
+            Away::Second => cluster.b.restart().await,
+        }
+        cluster.diptych.wait_drained().await;
+    }
+}
 
 async fn crashes_while_records_are_written(stage: Stage) {
     let mut cluster = stage.cluster().await;
     let mut writer = Writer::new(&cluster).await;
-    for label in WRITING {
-        for b_is_down in [false, true] {
-            // A node that misses something writes no checkpoint.
-            if b_is_down && label == "checkpoint-written" {
+    writer.acked(25).await;
+    for label in WRITING.into_iter().filter(|label| is_wanted(label)) {
+        for away in [Away::Nobody, Away::Second, Away::First, Away::Turns] {
+            // A node that misses something writes no checkpoint: with B away it is A that has written one, and that has to
+            // serve alone then.
+            if label == "checkpoint-written" && matches!(away, Away::First | Away::Turns) {
                 continue;
             }
-            arm(&mut cluster, &format!("{label}:5")).await;
-            if b_is_down {
-                cluster.down(Side::B).await;
-            }
+            println!("{away:?}");
+            let count = if label == "checkpoint-written" { 3 } else { 5 };
+            arm(&mut cluster, &format!("{label}:{count}")).await;
+            away.before(&mut cluster).await;
             dies(&mut cluster, label, async || drop(writer.write().await)).await;
-            cluster.diptych.restart().await;
+            away.restart(&mut cluster).await;
             writer.acked(10).await;
-            if b_is_down {
-                cluster.b.restart().await;
-            }
-            cluster.diptych.wait_drained().await;
+            away.after(&mut cluster).await;
             writer.check(&cluster).await;
         }
     }
@@ -116,23 +172,56 @@ struct Namer {
     api: Api,
     next: u32,
     kept: Vec<String>,
+    /// The record in the collection that is made anew all the time, if that was acknowledged.
+    again: Option<String>,
 }
 
+const AGAIN: &str = "again";
+
 impl Namer {
-    async fn round(&mut self) -> Result<(), String> {
-        self.next += 1;
-        let (first, second) = (format!("n{}", self.next), format!("m{}", self.next));
+    fn new(cluster: &Cluster) -> Namer {
+        Namer {
+            api: Api::direct(&cluster.diptych.url()),
+            next: 0,
+            kept: vec![],
+            again: None,
+        }
+    }
+
+    async fn create(&self, name: &str, record: &str) -> Result<Option<String>, String> {
         let path = self.api.path("/collections");
         let created = self
             .api
-            .try_json(http::Method::POST, &path, &json!({"name": first}))
+            .try_json(http::Method::POST, &path, &json!({"name": name}))
             .await?;
         if created.status != 200 {
-            return Ok(());
+            return Ok(None);
         }
         let id = created.id();
-        let body = json!({"ids": ["x"], "embeddings": [[1, 2]]});
-        self.api.try_op(&id, "add", &body).await?;
+        let body = json!({"ids": [record], "embeddings": [[1, 2]]});
+        let added = self.api.try_op(&id, "add", &body).await?;
+        Ok((added.status == 201).then_some(id))
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), String> {
+        let path = self.api.path(&format!("/collections/{name}"));
+        self.api.try_json(http::Method::DELETE, &path, &json!({})).await?;
+        Ok(())
+    }
+
+    async fn round(&mut self) -> Result<(), String> {
+        self.next += 1;
+        // What was deleted and made again must not be deleted again (schedule S1).
+        self.again = None;
+        self.delete(AGAIN).await?;
+        let record = format!("x{}", self.next);
+        if self.create(AGAIN, &record).await?.is_some() {
+            self.again = Some(record);
+        }
+        let (first, second) = (format!("n{}", self.next), format!("m{}", self.next));
+        let Some(id) = self.create(&first, "x").await? else {
+            return Ok(());
+        };
         let path = self.api.path(&format!("/collections/{id}"));
         let renamed = self
             .api
@@ -145,9 +234,7 @@ impl Namer {
             self.kept.push(second);
             return Ok(());
         }
-        let path = self.api.path(&format!("/collections/{second}"));
-        self.api.try_json(http::Method::DELETE, &path, &json!({})).await?;
-        Ok(())
+        self.delete(&second).await
     }
 
     async fn check(&self, cluster: &Cluster) {
@@ -156,30 +243,34 @@ impl Namer {
         for name in &self.kept {
             assert_eq!(dump.collection(name).records.len(), 1, "{name}");
         }
+        if let Some(record) = &self.again {
+            let records = &dump.collection(AGAIN).records;
+            assert_eq!(records.len(), 1, "what was made again");
+            assert_eq!(records[0].id, *record);
+        }
     }
 }
 
 async fn crashes_while_names_change(stage: Stage) {
     let mut cluster = stage.cluster().await;
-    let mut namer = Namer {
-        api: Api::direct(&cluster.diptych.url()),
-        next: 0,
-        kept: vec![],
-    };
-    for label in NAMES {
-        // Each of create, rename and delete is the one that dies.
-        for count in 4..7 {
-            let b_is_down = count == 6;
+    let mut namer = Namer::new(&cluster);
+    // Delete, create, create and rename are counted.
+    let deaths = [
+        (4, Away::Nobody),
+        (5, Away::First),
+        (6, Away::Second),
+        (4, Away::Second),
+        (4, Away::Turns),
+    ];
+    for label in NAMES.into_iter().filter(|label| is_wanted(label)) {
+        for (count, away) in deaths {
+            println!("{away:?}");
             arm(&mut cluster, &format!("{label}:{count}")).await;
-            if b_is_down {
-                cluster.down(Side::B).await;
-            }
+            away.before(&mut cluster).await;
             dies(&mut cluster, label, async || drop(namer.round().await)).await;
-            cluster.diptych.restart().await;
-            if b_is_down {
-                cluster.b.restart().await;
-            }
-            cluster.diptych.wait_drained().await;
+            away.restart(&mut cluster).await;
+            away.after(&mut cluster).await;
+            namer.check(&cluster).await;
             let kept = namer.kept.len();
             let end = Instant::now() + PATIENCE;
             while namer.kept.len() < kept + 2 {
@@ -195,24 +286,29 @@ async fn crashes_while_names_change(stage: Stage) {
 async fn crashes_in_a_recovery(stage: Stage) {
     let mut cluster = stage.cluster().await;
     let mut writer = Writer::new(&cluster).await;
-    let mut namer = Namer {
-        api: Api::direct(&cluster.diptych.url()),
-        next: 0,
-        kept: vec![],
-    };
-    for (label, before) in RECOVERY {
-        arm(&mut cluster, &format!("{before}:3")).await;
+    writer.acked(25).await;
+    let mut namer = Namer::new(&cluster);
+    for (label, before) in RECOVERY.into_iter().filter(|(label, _)| is_wanted(label)) {
+        // A alone has what is in doubt.
+        arm(&mut cluster, &format!("{before}:4")).await;
+        cluster.down(Side::B).await;
         if before.starts_with("names") {
             dies(&mut cluster, before, async || drop(namer.round().await)).await;
         } else {
             dies(&mut cluster, before, async || drop(writer.write().await)).await;
         }
-        println!("armed: {label}");
-        cluster.diptych.arm(label);
-        cluster.diptych.spawn();
+        cluster.b.restart().await;
+        arm_start(&mut cluster, label);
         dies(&mut cluster, label, nothing).await;
+        if label == "records-mended" {
+            // B has all of it, and a row that says it has not: it serves all the same when the row's source is gone.
+            cluster.a.kill9();
+        }
         cluster.diptych.restart().await;
         writer.acked(10).await;
+        if label == "records-mended" {
+            cluster.a.restart().await;
+        }
         cluster.diptych.wait_drained().await;
         writer.check(&cluster).await;
         namer.check(&cluster).await;
@@ -222,10 +318,17 @@ async fn crashes_in_a_recovery(stage: Stage) {
 async fn crashes_in_the_drain(stage: Stage) {
     let mut cluster = stage.cluster().await;
     let mut writer = Writer::new(&cluster).await;
-    for label in DRAIN {
+    writer.acked(25).await;
+    for label in DRAIN.into_iter().filter(|label| is_wanted(label)) {
         cluster.down(Side::B).await;
+        writer.acked_once_only(label).await;
         writer.acked(30).await;
-        arm(&mut cluster, label).await;
+        // The second request is the upsert of what the first, applied again, would update.
+        let armed = match label {
+            "drain-joining" => label.to_owned(),
+            _ => format!("{label}:2"),
+        };
+        arm(&mut cluster, &armed).await;
         cluster.b.restart().await;
         dies(&mut cluster, label, nothing).await;
         cluster.diptych.restart().await;
@@ -238,9 +341,13 @@ async fn crashes_in_the_drain(stage: Stage) {
 async fn crashes_while_a_node_is_copied_to(stage: Stage) {
     let mut cluster = stage.cluster().await;
     let mut writer = Writer::new(&cluster).await;
-    writer.acked(40).await;
-    for label in COPY {
+    writer.acked(25).await;
+    // More than a copy takes in one step.
+    writer.fill(300).await;
+    for label in COPY.into_iter().filter(|label| is_wanted(label)) {
         cluster.down(Side::B).await;
+        // What is copied is not drained on top of it.
+        writer.acked_once_only(label).await;
         cluster.b.wipe();
         arm(&mut cluster, label).await;
         cluster.b.restart().await;
@@ -256,19 +363,28 @@ async fn a_crash_at_a_late_answer(stage: Stage) {
     let options = Options::faults().extra("writes: { mirror_grace: 200ms }");
     let mut cluster = stage.cluster_with(options).await;
     let mut writer = Writer::new(&cluster).await;
-    writer.acked(20).await;
+    writer.acked(25).await;
     arm(&mut cluster, LATE).await;
     writer.acked(5).await;
     let gate = cluster
         .fault(Side::B)
         .hold_answers(|seen| seen.is_record_write() && !seen.is_own());
-    writer.acked(1).await;
+    // The first is on its way, the others wait in the log.
+    writer.acked(6).await;
     gate.release();
     dies(&mut cluster, LATE, nothing).await;
     cluster.diptych.restart().await;
-    writer.acked(10).await;
+    writer.acked(1).await;
     cluster.diptych.wait_drained().await;
     writer.check(&cluster).await;
+}
+
+/// Whether a node says that it was written to without the log.
+async fn has_flag(node: &ChromaNode) -> Result<bool, String> {
+    let own = node.api().within(OWN_TENANT, "health");
+    let id = own.by_name("canary").await.ok().id();
+    let answer = own.try_op(&id, "get", &json!({"ids": ["unprotected"]})).await?;
+    Ok(answer.json()["ids"] == json!(["unprotected"]))
 }
 
 async fn crashes_while_the_log_is_away(stage: Stage) {
@@ -277,28 +393,53 @@ async fn crashes_while_the_log_is_away(stage: Stage) {
     let journal = Some(tokio::task::block_in_place(|| postgres.create_database("journal")));
     let options = Options {
         journal,
-        ..Options::default()
+        ..Options::faults()
     };
     let mut cluster = stage.cluster_with(options).await;
     let mut writer = Writer::new(&cluster).await;
-    writer.acked(20).await;
-    for label in WITHOUT_LOG {
-        arm(&mut cluster, label).await;
-        // Without the log, writes go on only where every node is in step.
-        cluster.diptych.wait_drained().await;
-        tokio::task::block_in_place(|| postgres.kill9());
-        if label == "flag-set" {
-            dies(&mut cluster, label, async || drop(writer.write().await)).await;
-            tokio::task::block_in_place(|| postgres.start());
+    writer.acked(25).await;
+    for label in WITHOUT_LOG.into_iter().filter(|label| is_wanted(label)) {
+        if label == "unprotected-covered" {
+            cluster.diptych.wait_drained().await;
         } else {
-            writer.acked(10).await;
-            tokio::task::block_in_place(|| postgres.start());
-            dies(&mut cluster, label, nothing).await;
+            arm(&mut cluster, label).await;
+            // Without the log, writes go on only where every node is in step.
+            cluster.diptych.wait_drained().await;
+        }
+        tokio::task::block_in_place(|| postgres.kill9());
+        match label {
+            "flag-set" => {
+                dies(&mut cluster, label, async || drop(writer.write().await)).await;
+                tokio::task::block_in_place(|| postgres.start());
+            }
+            "unprotected-covered" => {
+                writer.acked(10).await;
+                // One node gets a write and the other does not, and nobody is left who knows (schedule S19).
+                cluster
+                    .fault(Side::B)
+                    .close_unsent(1, |seen| seen.is_record_write() && !seen.is_own());
+                assert_ne!(writer.write().await, Ok(200));
+                cluster.diptych.kill9();
+                tokio::task::block_in_place(|| postgres.start());
+                arm_start(&mut cluster, label);
+                dies(&mut cluster, label, nothing).await;
+            }
+            _ => {
+                writer.acked(10).await;
+                tokio::task::block_in_place(|| postgres.start());
+                dies(&mut cluster, label, nothing).await;
+            }
         }
         cluster.diptych.restart().await;
-        writer.acked(10).await;
+        writer.acked(1).await;
         let admin = cluster.diptych.admin();
+        let nodes = [&cluster.a, &cluster.b];
         eventually(PATIENCE, "all is covered again", || async {
+            for node in nodes {
+                if has_flag(node).await? {
+                    return Err(format!("{} carries the flag", node.name));
+                }
+            }
             let status = admin.try_get("/status").await?.json();
             let done = status["wal"]["unprotected"] == false && status["total_repairs"] == 0;
             if done { Ok(()) } else { Err(format!("{status:#}")) }

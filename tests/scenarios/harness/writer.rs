@@ -64,6 +64,31 @@ impl Writer {
         }
     }
 
+    /// A record of this name that must not be written twice: the update finds nothing to change, the first time.
+    pub async fn acked_once_only(&mut self, record: &str) {
+        self.next += 1;
+        let n = self.next;
+        self.sent.insert(record.to_owned(), n);
+        let update = json!({"ids": [record], "embeddings": [[n, 1]], "metadatas": [{"applied_twice": true}]});
+        self.api.op(&self.id, "update", &update).await.expect(200);
+        let upsert =
+            json!({"ids": [record], "embeddings": [[n, 1]], "documents": [n.to_string()], "metadatas": [{"n": n}]});
+        self.api.op(&self.id, "upsert", &upsert).await.expect(200);
+        self.acked.insert(record.to_owned(), n);
+    }
+
+    /// So many records more, which are not written again.
+    pub async fn fill(&mut self, count: usize) {
+        let ids: Vec<_> = (0..count).map(|n| format!("still-{n}")).collect();
+        let each = |value: serde_json::Value| vec![value; count];
+        let body = json!({"ids": ids, "embeddings": each(json!([0, 1])), "documents": ids, "metadatas": each(json!({"n": 0}))});
+        self.api.op(&self.id, "upsert", &body).await.expect(200);
+        for id in ids {
+            self.sent.insert(id.clone(), 0);
+            self.acked.insert(id, 0);
+        }
+    }
+
     /// Every record has a value that was sent last, or acknowledged, or something in between.
     pub async fn check(&self, cluster: &Cluster) {
         let dump = compare_nodes(&[&cluster.a, &cluster.b], &[DEFAULT]).await;
@@ -75,7 +100,9 @@ impl Writer {
             .map(|record| (record.id.as_str(), record.metadata["n"].as_u64().expect("a number")))
             .collect();
         for (record, acked) in &self.acked {
-            let value = there.get(record.as_str()).copied().unwrap_or_default();
+            let Some(&value) = there.get(record.as_str()) else {
+                panic!("{record} is gone");
+            };
             let range = *acked..=self.sent[record];
             assert!(
                 range.contains(&value),
