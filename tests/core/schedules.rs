@@ -406,3 +406,40 @@ async fn an_entry_that_nobody_answered_is_forgotten_with_its_collection() {
     stage.delete("c").await;
     assert_eq!(stage.core.undecided(), 0);
 }
+
+/// S36: A applies a write and loses the collection, which a rename that it had missed brings to light; only then B refuses
+/// the write. B is not to be repaired from A then: A is to be copied from B.
+#[tokio::test(start_paused = true)]
+async fn s36_a_source_that_lost_the_collection_while_the_other_refused_is_none() {
+    let stage = Stage::new(36).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "kept", 1).await.status, 200);
+    stage.pause_drain(true);
+    stage.down(A);
+    assert_eq!(stage.rename(&c, "d").await.status, 200);
+    stage.up(A).await;
+    assert_eq!(stage.usable(&c), [A, B], "names are another lane");
+    let gate = Gate::new();
+    stage.b().fault("\"w2\"", 1, Fault::Held(gate.clone()));
+    let write = stage.start_upsert(&c, "x", 2);
+    under_way(&stage, "w2").await;
+    stage.a().with(|chroma| chroma.lose("c"));
+    stage.pause_drain(false);
+    let wanted = |stage: &Stage| {
+        let rows = stage.journal.repairs().into_iter();
+        rows.map(|row| (row.node, row.source)).collect::<Vec<_>>()
+    };
+    let copied = ("a".to_owned(), None);
+    stage
+        .eventually("it is known that A lost it", || wanted(&stage) == [copied.clone()])
+        .await;
+    gate.open_to(REFUSED);
+    assert_eq!(write.await.expect("an answer").status, 200);
+    assert_eq!(wanted(&stage), [copied], "not from A, which is to be copied from B");
+    stage.heal();
+    stage.healed().await;
+    for node in [A, B] {
+        assert_eq!(stage.documents(node, "d"), documents(&[("kept", "w1"), ("x", "w2")]));
+    }
+    stage.assert_converged();
+}

@@ -158,7 +158,7 @@ async fn crashes_while_records_are_written(stage: Stage) {
             let count = if label == "checkpoint-written" { 3 } else { 5 };
             arm(&mut cluster, &format!("{label}:{count}")).await;
             away.before(&mut cluster).await;
-            dies(&mut cluster, label, async || drop(writer.write().await)).await;
+            dies(&mut cluster, label, async || drop(writer.write_new().await)).await;
             away.restart(&mut cluster).await;
             writer.acked(10).await;
             away.after(&mut cluster).await;
@@ -295,7 +295,7 @@ async fn crashes_in_a_recovery(stage: Stage) {
         if before.starts_with("names") {
             dies(&mut cluster, before, async || drop(namer.round().await)).await;
         } else {
-            dies(&mut cluster, before, async || drop(writer.write().await)).await;
+            dies(&mut cluster, before, async || drop(writer.write_new().await)).await;
         }
         cluster.b.restart().await;
         arm_start(&mut cluster, label);

@@ -1,7 +1,7 @@
 //! A client that writes through crashes and knows what was acknowledged.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -37,9 +37,19 @@ impl Writer {
 
     /// Writes once. `Err`: there is nobody there.
     pub async fn write(&mut self) -> Result<u16, String> {
+        let record = format!("r{}", (self.next + 1) % RECORDS);
+        self.put(record).await
+    }
+
+    /// Writes a record that nothing speaks of yet: no comparison of others finds it by the way.
+    pub async fn write_new(&mut self) -> Result<u16, String> {
+        let record = format!("new-{}", self.next + 1);
+        self.put(record).await
+    }
+
+    async fn put(&mut self, record: String) -> Result<u16, String> {
         self.next += 1;
         let n = self.next;
-        let record = format!("r{}", n % RECORDS);
         self.sent.insert(record.clone(), n);
         let body =
             json!({"ids": [record], "embeddings": [[n, 1]], "documents": [n.to_string()], "metadatas": [{"n": n}]});
@@ -52,13 +62,17 @@ impl Writer {
 
     /// Writes until so many were acknowledged.
     pub async fn acked(&mut self, count: usize) {
-        let end = Instant::now() + PATIENCE;
+        let end = tokio::time::Instant::now() + PATIENCE;
         let mut acked = 0;
+        let mut outcome = Ok(0);
         while acked < count {
-            let outcome = self.write().await;
+            let Ok(written) = tokio::time::timeout_at(end, self.write()).await else {
+                panic!("only {acked} of {count} writes were acknowledged, the next got no answer; {outcome:?}");
+            };
+            outcome = written;
             acked += usize::from(outcome == Ok(200));
             assert!(
-                Instant::now() < end,
+                tokio::time::Instant::now() < end,
                 "only {acked} of {count} writes were acknowledged; {outcome:?}"
             );
         }
