@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::harness::chroma::ChromaNode;
-use crate::harness::cluster::{Cluster, Side};
+use crate::harness::cluster::{CHECKPOINT, Cluster, Side};
 use crate::harness::compare::{DEFAULT, assert_nodes_equal};
 use crate::harness::diptych::{Config, Diptych, HEALTH};
 use crate::harness::fault::FaultNode;
@@ -25,9 +25,6 @@ scenarios! {
     our_own_tenant_is_out_of_reach: sqlite;
     restarts_of_nodes_and_proxy_are_nothing_special: sqlite, postgres;
 }
-
-/// Longer than a checkpoint takes to follow what was written.
-const CHECKPOINT: Duration = Duration::from_millis(2500);
 
 fn record(id: &str, n: u64) -> Value {
     json!({"ids": [id], "embeddings": [[n, 1]], "documents": [format!("w{n}")]})

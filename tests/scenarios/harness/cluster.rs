@@ -1,11 +1,17 @@
 //! The usual cast: two nodes A and B, optionally behind fault hops, and the proxy before them.
 
+use std::time::Duration;
+
 use super::api::Api;
 use super::chroma::ChromaNode;
 use super::compare::{DEFAULT, Scope, assert_nodes_equal};
 use super::diptych::{Config, Diptych, HEALTH};
 use super::fault::FaultNode;
 use super::{Journal, Stage, postgres};
+
+/// Longer than a checkpoint takes to follow what was written: a node that is away afterwards is not compared for it when
+/// it returns.
+pub const CHECKPOINT: Duration = Duration::from_millis(2500);
 
 /// How a [`Cluster`] is set up.
 pub struct Options {

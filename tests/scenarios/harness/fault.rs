@@ -81,6 +81,8 @@ enum Fault {
     Answer(u16, String),
     /// The node carries it out; the connection is closed without an answer.
     ApplyThenClose,
+    /// The node carries it out; this is answered all the same.
+    ApplyBut(u16, String),
     /// Close the connection; the node never sees the request.
     CloseUnsent,
     /// The node answers after this time.
@@ -224,6 +226,17 @@ impl FaultNode {
 
     pub fn apply_then_close(&self, times: usize, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
         self.rule(times, Fault::ApplyThenClose, matches);
+    }
+
+    /// Lets the node carry out the next `times` matching requests, and answers this.
+    pub fn apply_but(
+        &self,
+        times: usize,
+        status: u16,
+        body: &str,
+        matches: impl Fn(&Seen) -> bool + Send + Sync + 'static,
+    ) {
+        self.rule(times, Fault::ApplyBut(status, body.to_owned()), matches);
     }
 
     pub fn close_unsent(&self, times: usize, matches: impl Fn(&Seen) -> bool + Send + Sync + 'static) {
@@ -401,6 +414,10 @@ impl Shared {
             }
             Some((_, Fault::Answer(status, body))) => Ok(Some(canned(&(status, body)))),
             Some((_, Fault::ApplyThenClose)) => self.forward(seen, request).await.map(|_| None),
+            Some((_, Fault::ApplyBut(status, body))) => {
+                self.forward(seen, request).await?;
+                Ok(Some(canned(&(status, body))))
+            }
             Some((_, Fault::CloseUnsent)) => Ok(None),
             Some((_, Fault::Pretend)) => Ok(Some(canned(&seen.success()))),
             Some((_, Fault::Postpone)) => {
