@@ -163,8 +163,12 @@ impl Client {
     async fn records(&mut self, proxy: &Proxy, collection: Arc<Collection>) {
         let first = self.rng.below(self.ids as u64) as usize;
         let mut ids = vec![IDS[first]];
-        if self.ids > 1 && self.rng.below(4) == 0 {
-            ids.push(IDS[(first + 1) % self.ids]);
+        if self.ids > 1 {
+            match self.rng.below(16) {
+                0 => ids = IDS[..self.ids].to_vec(),
+                1..=4 => ids.push(IDS[(first + 1) % self.ids]),
+                _ => {}
+            }
         }
         if self.rng.below(4) == 0 {
             return self.read(proxy, collection, ids[0]).await;

@@ -80,9 +80,10 @@ impl SimJournal {
         self.state.lock().0.below(bound)
     }
 
-    /// Trouble comes together: right after something went wrong with a request it is more likely.
+    /// Trouble comes together: right after something went wrong with a request, or the proxy was started, it is more likely.
     fn draw(&self) -> Option<JournalFault> {
-        let range = if self.world.was_troubled() { TROUBLED } else { 1000 };
+        let likely = self.world.was_troubled() || self.world.is_starting();
+        let range = if likely { TROUBLED } else { 1000 };
         let mut state = self.state.lock();
         let draw = state.0.below(range);
         let mut upto = 0;
@@ -100,6 +101,9 @@ impl SimJournal {
             _ => None,
         });
         self.turned.lock().extend(turned);
+        if commit.iter().any(|change| matches!(change, Change::InsertRepair(_))) {
+            self.world.came_back();
+        }
         if !commit.is_empty() && !matches!(commit.as_slice(), [Change::SetLowWater(_) | Change::RenewLease]) {
             self.world.say("journal", || {
                 let changes: Vec<String> = commit.iter().map(describe).collect();

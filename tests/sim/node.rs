@@ -476,7 +476,7 @@ impl NodeClient for Line {
         };
         let fault = node.draw(&seen);
         if let Some(fault) = fault {
-            node.world.fault_of_request();
+            node.world.fault_of_request(node.name);
             node.world.say(node.name, || format!("{fault:?} on {}", seen.text()));
         }
         if fault == Some(NodeFault::NotSent) {

@@ -70,6 +70,12 @@ pub enum Event {
     CrashWithNode { node: usize, steps: u64, down: u64 },
     /// kill -9 of a node, so many milliseconds after the next time that something goes wrong, and its start.
     KillAtFault { node: usize, after: u64, down: u64 },
+    /// The same, of the node that did nothing wrong with that request: what it alone has is away then.
+    KillTheOther { after: u64, down: u64 },
+    /// An operator has everything of some collection copied to a node.
+    Resync { node: usize },
+    /// An operator has everything compared, and what differs repaired.
+    Verify,
 }
 
 impl Event {
@@ -103,26 +109,115 @@ pub struct Plan {
     pub pace: u64,
     /// Their pauses end when something comes back: there is much to do then.
     pub alert: bool,
-    /// Somebody reads all the time, also while all is being made well again.
-    pub watched: bool,
+    /// So many read all the time, also while all is being made well again.
+    pub watchers: usize,
     /// When the proxy is killed, clients do nothing more in that phase: nothing is written over what they left.
     pub hushed: bool,
     /// Each phase lasts until suspects were compared for the last time.
     pub patient: bool,
+    pub tuning: Tuning,
     pub phases: Vec<Phase>,
+}
+
+/// Settings of the proxy: small ones make many steps of what is one otherwise, and time for something to come between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub drain_rows: usize,
+    pub repair_records: usize,
+    /// Records per second; 0: as many as can be.
+    pub repair_rate: u32,
+    pub repair_touched: usize,
+    pub repair_concurrency: usize,
+    pub mirror_grace: u64,
+}
+
+impl Tuning {
+    pub const USUAL: Self = Self {
+        drain_rows: 8,
+        repair_records: 1000,
+        repair_rate: 0,
+        repair_touched: 200_000,
+        repair_concurrency: 2,
+        mirror_grace: 2000,
+    };
+
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            drain_rows: pick(rng, &[1, 3, 8]),
+            repair_records: pick(rng, &[1, 3, 1000]),
+            repair_rate: pick(rng, &[0, 0, 4, 40]),
+            repair_touched: pick(rng, &[2, 200_000, 200_000, 200_000]),
+            repair_concurrency: pick(rng, &[1, 2]),
+            mirror_grace: pick(rng, &[200, 2000]),
+        }
+    }
+}
+
+/// What a run is mostly about. Where everything may happen, what needs several things of one kind hardly ever does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Theme {
+    Anything,
+    /// Some things often and others never, which ones is drawn.
+    Swarm,
+    /// The proxy is killed and started, the journal is in trouble, and somebody reads at once.
+    Restarts,
+    /// Collections are copied, slowly, while they are written to.
+    Copies,
+    /// One node refuses what the other takes, and the other dies.
+    Refusals,
+}
+
+const THEMES: [Theme; 8] = [
+    Theme::Anything,
+    Theme::Anything,
+    Theme::Anything,
+    Theme::Swarm,
+    Theme::Swarm,
+    Theme::Restarts,
+    Theme::Copies,
+    Theme::Refusals,
+];
+
+impl Theme {
+    /// How likely each kind of event is.
+    fn odds(self, rng: &mut Rng) -> Odds {
+        match self {
+            Self::Anything => USUAL_ODDS,
+            Self::Swarm => USUAL_ODDS.map(|(kind, odds)| (kind, odds * pick(rng, &[0, 1, 1, 6]))),
+            Self::Restarts => USUAL_ODDS.map(|(kind, odds)| match kind {
+                Kind::Crash | Kind::CrashAtFault | Kind::CrashAtCommit => (kind, 4 * odds),
+                _ => (kind, odds),
+            }),
+            Self::Copies => USUAL_ODDS.map(|(kind, odds)| match kind {
+                Kind::Wipe => (kind, 4 * odds),
+                Kind::Resync => (kind, 12 * odds),
+                _ => (kind, odds),
+            }),
+            Self::Refusals => USUAL_ODDS.map(|(kind, odds)| match kind {
+                Kind::KillTheOther => (kind, 10 * odds),
+                _ => (kind, odds),
+            }),
+        }
+    }
+}
+
+fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
+    from[rng.below(from.len() as u64) as usize]
 }
 
 impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x9_1a7e);
+        let theme = pick(&mut rng, &THEMES);
+        let odds = theme.odds(&mut rng);
         let phases = 1 + rng.below(4);
-        let mut phases: Vec<Phase> = (0..phases).map(|_| Phase::draw(&mut rng)).collect();
+        let mut phases: Vec<Phase> = (0..phases).map(|_| Phase::draw(&mut rng, theme, &odds)).collect();
         let clients = match rng.below(4) {
             // So many that they wait for each other, and their writes are combined.
             0 => 6 + rng.below(5) as usize,
             _ => 2 + rng.below(3) as usize,
         };
-        let alert = rng.below(3) == 0;
+        let alert = rng.below(3) == 0 || theme == Theme::Copies;
         // Requests may land after canaries: what they wrote is compared for the last time after 1000 s.
         let outlasted = rng.below(20) == 0;
         let patient = outlasted || rng.below(30) == 0;
@@ -141,21 +236,37 @@ impl Plan {
             clients,
             // The checker follows so many writes of one phase.
             operations: (6 + rng.below(20) as usize).min(MOST_WRITES / clients),
-            ids: [1, 2, 4, 12][rng.below(4) as usize],
-            names: 1 + rng.below(3) as usize,
-            namespace: [0, 40, 120, 300][rng.below(4) as usize],
+            ids: match theme {
+                Theme::Copies | Theme::Refusals => pick(&mut rng, &[4, 12]),
+                _ => pick(&mut rng, &[1, 2, 4, 12]),
+            },
+            names: match theme {
+                Theme::Copies | Theme::Refusals => 1,
+                _ => 1 + rng.below(3) as usize,
+            },
+            namespace: match theme {
+                Theme::Copies | Theme::Restarts | Theme::Refusals => pick(&mut rng, &[0, 0, 40]),
+                _ => pick(&mut rng, &[0, 40, 120, 300]),
+            },
             pace: if alert { 12 } else { [1, 1, 1, 6][rng.below(4) as usize] },
             alert,
-            watched: rng.below(2) == 0,
+            watchers: match theme {
+                Theme::Restarts => 3,
+                _ => pick(&mut rng, &[0, 0, 1, 3]),
+            },
             hushed: rng.below(2) == 0,
             patient,
+            tuning: match theme {
+                Theme::Anything => Tuning::USUAL,
+                _ => Tuning::draw(&mut rng),
+            },
             phases,
         }
     }
 }
 
 impl Phase {
-    fn draw(rng: &mut Rng) -> Self {
+    fn draw(rng: &mut Rng, theme: Theme, odds: &Odds) -> Self {
         let mut nodes = [vec![], vec![]];
         let faulty = match rng.below(5) {
             0 => vec![],
@@ -165,11 +276,24 @@ impl Phase {
         for node in faulty {
             nodes[node] = draw_weather(rng, &NODE_FAULTS, &[10, 40, 150]);
         }
-        let journal = match rng.below(3) {
+        let mut journal = match rng.below(3) {
             0 => draw_weather(rng, &JOURNAL_FAULTS, &[10, 50, 150]),
             _ => vec![],
         };
-        let events = (0..rng.below(5)).map(|_| draw_event(rng)).collect();
+        match theme {
+            Theme::Restarts => journal.push((JournalFault::Slow, 20 + rng.below(80))),
+            Theme::Refusals => {
+                let node = rng.below(2) as usize;
+                nodes[node].insert(0, (NodeFault::Refused, 30 + rng.below(300)));
+                nodes[1 - node].clear();
+            }
+            Theme::Anything | Theme::Swarm | Theme::Copies => {}
+        }
+        let most = match theme {
+            Theme::Anything => 5,
+            _ => 8,
+        };
+        let events = (0..rng.below(most)).map(|_| draw_event(rng, odds)).collect();
         Self { nodes, journal, events }
     }
 }
@@ -215,34 +339,84 @@ fn draw_weather<F: Copy>(rng: &mut Rng, all: &[F], strengths: &[u64]) -> Weather
         .collect()
 }
 
-fn draw_event(rng: &mut Rng) -> (u64, Event) {
-    let longest = [200, 4000][rng.below(2) as usize];
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Kill,
+    Wipe,
+    Restore,
+    Stop,
+    JournalAway,
+    Crash,
+    CrashAtFault,
+    CrashAtCommit,
+    CrashWithNode,
+    KillAtFault,
+    KillTheOther,
+    Resync,
+    Verify,
+}
+
+type Odds = [(Kind, u64); 13];
+
+const USUAL_ODDS: Odds = [
+    (Kind::Kill, 3),
+    (Kind::Wipe, 2),
+    (Kind::Restore, 1),
+    (Kind::Stop, 1),
+    (Kind::JournalAway, 1),
+    (Kind::Crash, 4),
+    (Kind::CrashAtFault, 4),
+    (Kind::CrashAtCommit, 2),
+    (Kind::CrashWithNode, 2),
+    (Kind::KillAtFault, 2),
+    (Kind::KillTheOther, 1),
+    (Kind::Resync, 1),
+    (Kind::Verify, 1),
+];
+
+fn draw_kind(rng: &mut Rng, odds: &Odds) -> Kind {
+    let sum: u64 = odds.iter().map(|(_, odds)| odds).sum();
+    let mut draw = rng.below(sum.max(1));
+    let drawn = odds.iter().find(|(_, odds)| {
+        let found = draw < *odds;
+        draw = draw.saturating_sub(*odds);
+        found
+    });
+    drawn.map_or(Kind::Kill, |(kind, _)| *kind)
+}
+
+fn draw_event(rng: &mut Rng, odds: &Odds) -> (u64, Event) {
+    let longest = pick(rng, &[200, 4000]);
     let at = rng.below(longest);
     let node = rng.below(2) as usize;
-    let longest = [200, 3000, 20_000][rng.below(3) as usize];
+    let longest = pick(rng, &[200, 3000, 20_000]);
     let span = 1 + rng.below(longest);
-    let most = [30, 300, 3000][rng.below(3) as usize];
+    let most = pick(rng, &[30, 300, 3000]);
     let steps = 1 + rng.below(most);
-    let down = [0, 1, span][rng.below(3) as usize];
-    let event = match rng.below(22) {
-        0..=2 => Event::Kill { node, down: span },
-        3 => Event::Stop { node, held: span },
-        4 => Event::JournalAway { down: span },
-        5 | 6 => Event::Wipe { node, down: span },
-        7 => Event::Restore { node, down: span },
-        8 | 9 => Event::KillAtFault {
-            node,
-            after: rng.below(30),
-            down: span,
-        },
-        10..=13 => Event::CrashAtFault { steps, down },
-        14 | 15 => Event::CrashAtCommit { steps, down },
-        16 | 17 => Event::CrashWithNode {
+    let down = pick(rng, &[0, 1, span]);
+    let after = rng.below(30);
+    let event = match draw_kind(rng, odds) {
+        Kind::Kill => Event::Kill { node, down: span },
+        Kind::Wipe => Event::Wipe { node, down: span },
+        Kind::Restore => Event::Restore { node, down: span },
+        Kind::Stop => Event::Stop { node, held: span },
+        Kind::JournalAway => Event::JournalAway { down: span },
+        Kind::Crash => Event::Crash { steps, down },
+        Kind::CrashAtFault => Event::CrashAtFault { steps, down },
+        Kind::CrashAtCommit => Event::CrashAtCommit { steps, down },
+        Kind::CrashWithNode => Event::CrashWithNode {
             node,
             steps,
             down: span,
         },
-        _ => Event::Crash { steps, down },
+        Kind::KillAtFault => Event::KillAtFault {
+            node,
+            after,
+            down: span,
+        },
+        Kind::KillTheOther => Event::KillTheOther { after, down: span },
+        Kind::Resync => Event::Resync { node },
+        Kind::Verify => Event::Verify,
     };
     (at, event)
 }

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::fakes::TENANT;
 use crate::journal::SimJournal;
 use crate::node::{Line, PROBE_LIMIT, SimNode};
+use crate::plan::{Tuning, milliseconds};
 use crate::world::{Life, SimEnv};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,11 +59,16 @@ impl Proxy {
 }
 
 /// Starts the proxy; `None` when its life ends before it listens.
-pub async fn start(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJournal>) -> Option<Arc<Proxy>> {
+pub async fn start(
+    life: &Arc<Life>,
+    nodes: &[Arc<SimNode>; 2],
+    journal: &Arc<SimJournal>,
+    tuning: Tuning,
+) -> Option<Arc<Proxy>> {
     let (done, started) = oneshot::channel();
     let (its_life, nodes, journal) = (life.clone(), nodes.clone(), journal.clone());
     life.spawn(Box::pin(async move {
-        let core = boot(&its_life, &nodes, &journal).await;
+        let core = boot(&its_life, &nodes, &journal, tuning).await;
         let _ = done.send(core);
     }));
     let core = started.await.ok()?;
@@ -72,8 +78,8 @@ pub async fn start(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<Si
     }))
 }
 
-async fn boot(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJournal>) -> Arc<Core> {
-    let core = load(life, nodes, journal).await;
+async fn boot(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJournal>, tuning: Tuning) -> Arc<Core> {
+    let core = load(life, nodes, journal, tuning).await;
     for index in 0..nodes.len() {
         core.env.spawn(Box::pin(drain_node(core.clone(), index)));
         core.env.spawn(Box::pin(repair_node(core.clone(), index)));
@@ -97,18 +103,18 @@ async fn boot(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
     core
 }
 
-async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJournal>) -> Arc<Core> {
+async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJournal>, tuning: Tuning) -> Arc<Core> {
     let env: SharedEnv = Arc::new(SimEnv(life.clone()));
     let settings = Settings {
         write_timeout: Duration::from_secs(600),
-        mirror_grace: Duration::from_secs(2),
+        mirror_grace: milliseconds(tuning.mirror_grace),
         read_timeout: Duration::from_secs(30),
         behind_wait: Duration::from_secs(10),
         lanes: Limits {
             writes: 64,
             ..Limits::default()
         },
-        drain_rows: 8,
+        drain_rows: tuning.drain_rows,
         drain_bytes: 8 << 20,
         drain_concurrency: 8,
         drain_foreground_factor: 2,
@@ -120,10 +126,10 @@ async fn load(life: &Arc<Life>, nodes: &[Arc<SimNode>; 2], journal: &Arc<SimJour
         log_bytes: 0,
         log_age: Duration::ZERO,
         heal: Heal::Auto,
-        repair_concurrency: 2,
-        repair_records: 1000,
-        repair_rate: 0,
-        repair_touched: 200_000,
+        repair_concurrency: tuning.repair_concurrency,
+        repair_records: tuning.repair_records,
+        repair_rate: tuning.repair_rate,
+        repair_touched: tuning.repair_touched,
         verify_interval: Duration::ZERO,
         verify_sample: 100,
     };

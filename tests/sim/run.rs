@@ -8,6 +8,7 @@ use std::time::Duration;
 use diptych::catalog::Collection;
 use diptych::journal::Lsn;
 use diptych::lane::Pair;
+use diptych::repair::jobs;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
@@ -18,8 +19,8 @@ use crate::fakes::{DATABASE, Rng, TENANT};
 use crate::history::{self, History, Names, Now, State, Who};
 use crate::journal::SimJournal;
 use crate::node::SimNode;
-use crate::plan::{Event, Phase, Plan, milliseconds};
-use crate::proxy::{Proxy, start};
+use crate::plan::{Event, Phase, Plan, Tuning, milliseconds};
+use crate::proxy::{Called, Proxy, start};
 use crate::watcher::Watcher;
 use crate::world::{Life, World};
 
@@ -83,6 +84,8 @@ struct Stage {
     patient: bool,
     /// The node that lost data since all was at rest.
     lost: AtomicUsize,
+    /// Copies that an operator is asking for.
+    asking: Arc<AtomicUsize>,
 }
 
 const NOBODY: usize = usize::MAX;
@@ -117,6 +120,7 @@ impl Stage {
             proxy: sender,
             away: away.subscribe(),
             seed: rng.next(),
+            tuning: plan.tuning,
         };
         world.executor.spawn(WORLD, Box::pin(supervised.run()));
         Self {
@@ -130,6 +134,7 @@ impl Stage {
             copies: parking_lot::Mutex::default(),
             patient: plan.patient,
             lost: AtomicUsize::new(NOBODY),
+            asking: Arc::default(),
         }
     }
 
@@ -137,10 +142,12 @@ impl Stage {
         let mut base = Base::default();
         for (number, phase) in plan.phases.iter().enumerate() {
             self.world.say("nemesis", || format!("phase {number}"));
-            let watcher = plan.watched.then(|| {
-                let seed = plan.seed ^ (number as u64) << 32 ^ 0x3a7c;
-                Watcher::start(&self.world, Client::new(self.clients.clone(), plan, plan.clients, seed))
+            let watchers = (0..plan.watchers).map(|watcher| {
+                let seed = plan.seed ^ (number as u64) << 32 ^ 0x3a7c ^ (watcher as u64) << 48;
+                let client = Client::new(self.clients.clone(), plan, plan.clients + watcher, seed);
+                Watcher::start(&self.world, client)
             });
+            let watchers: Vec<Watcher> = watchers.collect();
             self.trouble(plan, phase, number as u64).await;
             self.heal();
             self.until_at_rest().await?;
@@ -149,7 +156,7 @@ impl Stage {
             self.until_at_rest().await?;
             self.check_same("")?;
             tokio::time::sleep(QUIET).await;
-            if let Some(watcher) = watcher {
+            for watcher in watchers {
                 watcher.end().await;
             }
             if let Some(open) = self.open_matters() {
@@ -221,6 +228,7 @@ impl Stage {
         };
         let all = core.catalog.all();
         !proxy.life.is_over()
+            && self.asking.load(Ordering::Relaxed) == 0
             && core.recovering() == 0
             && self.journal.tables.repairs().is_empty()
             && complete(&core.namespace.pairs[other])
@@ -310,6 +318,64 @@ impl Stage {
                     }
                 }))
             }
+            Event::KillTheOther { after, down } => {
+                let (world, nodes) = (self.world.clone(), self.nodes.clone());
+                let mut calm = self.calm.subscribe();
+                Some(self.world.executor.run(async move {
+                    let name = tokio::select! {
+                        biased;
+                        name = world.until_fault_of_request() => name,
+                        _ = calm.wait_for(|calm| *calm) => return,
+                    };
+                    tokio::time::sleep(milliseconds(after)).await;
+                    for node in nodes.iter().filter(|node| node.name != name && !node.is_down()) {
+                        node.kill();
+                        tokio::time::sleep(milliseconds(down)).await;
+                        node.start();
+                    }
+                }))
+            }
+            Event::Resync { node } => {
+                let proxy = self.proxy.borrow().clone()?;
+                // Nobody has a node copied from one that has just lost everything.
+                if self.lost.load(Ordering::Relaxed) == 1 - node {
+                    return None;
+                }
+                let living = proxy.core.catalog.all().into_iter().filter(|one| !one.is_deleted());
+                let collection = living.max_by_key(|one| one.generation)?;
+                let asking = self.asking.clone();
+                asking.fetch_add(1, Ordering::Relaxed);
+                Some(self.world.executor.run(async move {
+                    let core = proxy.core.clone();
+                    let resync = async move { jobs::resync(&core, &collection, node, None).await };
+                    let _ = proxy.call(resync).await;
+                    asking.fetch_sub(1, Ordering::Relaxed);
+                }))
+            }
+            Event::Verify => {
+                let proxy = self.proxy.borrow().clone()?;
+                Some(self.world.executor.run(async move {
+                    let core = proxy.core.clone();
+                    let options = jobs::Options {
+                        repair: true,
+                        ..jobs::Options::default()
+                    };
+                    let Called::Answered(id) = proxy.call(async move { jobs::verify(&core, None, options) }).await
+                    else {
+                        return;
+                    };
+                    let goes_on = || {
+                        proxy
+                            .core
+                            .repairing
+                            .report(id)
+                            .is_some_and(|report| report.finished_at.is_none())
+                    };
+                    while goes_on() && !proxy.life.is_over() {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }))
+            }
             Event::KillAtFault { node, after, down } => {
                 let (world, node) = (self.world.clone(), self.nodes[node].clone());
                 let mut calm = self.calm.subscribe();
@@ -373,9 +439,7 @@ impl Stage {
         };
         for id in parked {
             let core = proxy.core.clone();
-            let _ = proxy
-                .call(async move { diptych::repair::jobs::retry(&core, id).await })
-                .await;
+            let _ = proxy.call(async move { jobs::retry(&core, id).await }).await;
         }
     }
 
@@ -532,6 +596,7 @@ struct Supervisor {
     proxy: watch::Sender<Option<Arc<Proxy>>>,
     away: watch::Receiver<u64>,
     seed: u64,
+    tuning: Tuning,
 }
 
 impl Supervisor {
@@ -539,7 +604,7 @@ impl Supervisor {
         let mut rng = Rng::new(self.seed);
         loop {
             let life = Life::new(self.world.clone(), rng.next());
-            if let Some(proxy) = start(&life, &self.nodes, &self.journal).await {
+            if let Some(proxy) = start(&life, &self.nodes, &self.journal, self.tuning).await {
                 self.world.say("proxy", || "listens".to_owned());
                 self.proxy.send_replace(Some(proxy));
                 self.world.came_back();

@@ -1,6 +1,6 @@
 //! Makes a failing plan smaller: what can be left out while it still fails is left out.
 
-use crate::plan::{NodeFault, Phase, Plan};
+use crate::plan::{NodeFault, Phase, Plan, Tuning};
 use crate::run::run;
 
 /// So many runs are tried.
@@ -69,8 +69,12 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     if plan.patient && !plan.phases.iter().any(outlasted) {
         with(&|plan| plan.patient = false);
     }
-    if plan.watched {
-        with(&|plan| plan.watched = false);
+    if plan.watchers > 0 {
+        with(&|plan| plan.watchers = 0);
+        with(&|plan| plan.watchers = 1);
+    }
+    if plan.tuning != Tuning::USUAL {
+        with(&|plan| plan.tuning = Tuning::USUAL);
     }
     if plan.alert {
         with(&|plan| (plan.alert, plan.pace) = (false, 1));

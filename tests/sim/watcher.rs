@@ -27,7 +27,12 @@ impl Watcher {
             for _ in 0..MOST {
                 let longest = PAUSES[client.rng.below(PAUSES.len() as u64) as usize];
                 let pause = client.rng.below(longest);
-                tokio::time::sleep(milliseconds(pause)).await;
+                let world = client.shared.world.clone();
+                tokio::select! {
+                    biased;
+                    () = world.until_return() => {}
+                    () = tokio::time::sleep(milliseconds(pause)) => {}
+                }
                 if its_over.load(Ordering::Relaxed) {
                     return;
                 }

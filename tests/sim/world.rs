@@ -19,6 +19,9 @@ use crate::fakes::Rng;
 /// More polls than any run needs: one that gets there turns in a circle without time passing.
 const MOST_STEPS: u64 = 3_000_000;
 
+/// So long after its start the proxy is starting.
+const STARTING: Duration = Duration::from_secs(3);
+
 pub struct World {
     start: Instant,
     /// Polls of the proxy's tasks so far: every await point of the code under test is one.
@@ -38,6 +41,8 @@ pub struct World {
     over: AtomicBool,
     /// How often something went wrong with a request or a commit.
     faults: watch::Sender<u64>,
+    /// Of which node a request went wrong last.
+    faulty: watch::Sender<&'static str>,
     /// How the proxy is killed at the next fault: so many steps after it. 0: not.
     crash_at_fault: AtomicU64,
     /// The same, at the next fault of a commit.
@@ -48,6 +53,8 @@ pub struct World {
     falls: watch::Sender<u64>,
     /// Something went wrong with a request, and no commit has followed yet.
     troubled: AtomicBool,
+    /// When the proxy was started last, in milliseconds.
+    started: AtomicU64,
 }
 
 impl World {
@@ -67,11 +74,13 @@ impl World {
             life: Mutex::default(),
             over: AtomicBool::new(false),
             faults: watch::Sender::new(0),
+            faulty: watch::Sender::new(""),
             crash_at_fault: AtomicU64::new(0),
             crash_at_commit: AtomicU64::new(0),
             returns: watch::Sender::new(0),
             falls: watch::Sender::new(0),
             troubled: AtomicBool::new(false),
+            started: AtomicU64::new(0),
         })
     }
 
@@ -123,9 +132,10 @@ impl World {
         self.crash_at_commit.store(0, Ordering::Relaxed);
     }
 
-    /// Something goes wrong with a request.
-    pub fn fault_of_request(&self) {
+    /// Something goes wrong with a request to this node.
+    pub fn fault_of_request(&self, node: &'static str) {
         self.troubled.store(true, Ordering::Relaxed);
+        self.faulty.send_replace(node);
         self.fault();
     }
 
@@ -151,12 +161,18 @@ impl World {
         self.troubled.swap(false, Ordering::Relaxed)
     }
 
-    /// Something is back that was away.
+    /// Whether the proxy was started a moment ago.
+    pub fn is_starting(&self) -> bool {
+        let started = Duration::from_millis(self.started.load(Ordering::Relaxed));
+        self.crashes.load(Ordering::Relaxed) > 0 && self.now() < started + STARTING
+    }
+
+    /// Something is back that was away, or begins: there is much to do now.
     pub fn came_back(&self) {
         self.returns.send_modify(|count| *count += 1);
     }
 
-    /// Waits until something comes back.
+    /// Waits until something comes back or begins.
     pub async fn until_return(&self) {
         let mut returns = self.returns.subscribe();
         returns.mark_unchanged();
@@ -168,6 +184,14 @@ impl World {
         let mut falls = self.falls.subscribe();
         falls.mark_unchanged();
         let _ = falls.changed().await;
+    }
+
+    /// Waits for the next fault of a request; the node's name.
+    pub async fn until_fault_of_request(&self) -> &'static str {
+        let mut faulty = self.faulty.subscribe();
+        faulty.mark_unchanged();
+        let _ = faulty.changed().await;
+        *faulty.borrow()
     }
 
     /// Waits for the next fault.
@@ -238,6 +262,7 @@ impl Life {
             dead: AtomicBool::new(false),
         });
         *world.life.lock() = Some(life.clone());
+        world.started.store(world.now().as_millis() as u64, Ordering::Relaxed);
         life
     }
 
