@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "time is virtual here: the tests own the clock")]
 
 mod adoption;
+mod citations;
 mod combining;
 mod corrupt;
 mod crashes;

@@ -197,7 +197,11 @@ async fn s20_the_last_node_is_completed_from_the_log_before_it_serves(stage: Sta
         }
     });
     gate.release();
-    let answer = read.await.expect("no panic").expect(200);
+    let answer = tokio::time::timeout(Duration::from_secs(60), read).await;
+    let answer = answer
+        .expect("the read is never answered")
+        .expect("no panic")
+        .expect(200);
     assert_eq!(answer.json()["documents"][0], "v1");
     api.op(&id, "upsert", &value(2)).await.ok();
     assert_eq!(document(&cluster, &id).await.ok().json()["documents"][0], "v2");
