@@ -25,7 +25,7 @@ pub trait Env: Send + Sync + 'static {
     fn wall(&self) -> DateTime<Utc>;
     /// Ends after `duration`.
     fn sleep(&self, duration: Duration) -> BoxFuture<()>;
-    /// Runs `task` to its end, whatever happens to the caller.
+    /// Runs `task` to its end, whatever happens to the caller. Where it panics, the process must not go on.
     fn spawn(&self, task: BoxFuture<()>);
     /// A new random UUID: the id of a row, known before the row is sent.
     fn new_id(&self) -> Uuid;
@@ -48,6 +48,19 @@ impl TokioEnv {
         #[allow(clippy::disallowed_methods)] // the one place where time comes from
         let start = std::time::Instant::now();
         Self { handle, start }
+    }
+}
+
+/// A task that panics leaves a lane half-way: nobody knows what it had sent, and nothing goes on there. So the process
+/// ends, as if it were killed, and recovery finds out what became of it (invariant I24).
+struct EndsOnPanic;
+
+impl Drop for EndsOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("A task panicked: the process ends, the next one recovers.");
+            std::process::abort();
+        }
     }
 }
 
@@ -81,7 +94,10 @@ impl Env for TokioEnv {
     }
 
     fn spawn(&self, task: BoxFuture<()>) {
-        self.handle.spawn(task);
+        self.handle.spawn(async move {
+            let _guard = EndsOnPanic;
+            task.await;
+        });
     }
 
     fn new_id(&self) -> Uuid {

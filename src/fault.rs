@@ -3,6 +3,7 @@
 //! They stand between two steps that belong together: an answer and the commit that speaks of it, a commit and what
 //! memory makes of it. `DIPTYCH_FAULT=entry-logged` kills the process the first time that line is reached,
 //! `DIPTYCH_FAULT=entry-logged:3` the third time. It is a real SIGKILL: nothing is flushed, no destructor runs.
+//! `DIPTYCH_FAULT=entry-logged:3!` panics there.
 //!
 //! Only builds with debug assertions have them, which is what the tests run; a release has none.
 //! `tests/scenarios/fault_points.rs` crashes at each of [`POINTS`].
@@ -97,16 +98,22 @@ pub fn point(label: &'static str) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
+    static ARMED: LazyLock<Option<(String, AtomicU64, bool)>> = LazyLock::new(|| {
         let text = std::env::var("DIPTYCH_FAULT").ok()?;
-        let (label, times) = parse(&text);
-        Some((label.to_owned(), AtomicU64::new(times)))
+        let (text, panics) = text
+            .strip_suffix('!')
+            .map_or((text.as_str(), false), |text| (text, true));
+        let (label, times) = parse(text);
+        Some((label.to_owned(), AtomicU64::new(times), panics))
     });
-    if let Some((armed, times)) = &*ARMED
+    if let Some((armed, times, panics)) = &*ARMED
         && armed == label
         && times.fetch_sub(1, Ordering::SeqCst) == 1
     {
         eprintln!("Fault point {label}.");
+        if *panics {
+            std::panic::panic_any(label);
+        }
         // SAFETY: neither call touches memory of ours.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         std::process::abort();

@@ -28,6 +28,7 @@ scenarios! {
     crashes_while_a_node_is_copied_to: sqlite, postgres;
     a_crash_at_a_late_answer: sqlite;
     crashes_while_the_log_is_away: postgres;
+    a_panic_ends_the_process_and_the_next_one_recovers: sqlite;
 }
 
 const WRITING: [&str; 4] = ["intent-logged", "nodes-answered", "entry-covered", "checkpoint-written"];
@@ -70,11 +71,15 @@ fn is_wanted(label: &str) -> bool {
 }
 
 /// Waits until the process has died at `label`, with `work` going on.
-async fn dies(cluster: &mut Cluster, label: &str, mut work: impl AsyncFnMut()) {
+async fn dies(cluster: &mut Cluster, label: &str, work: impl AsyncFnMut()) {
+    dies_by(libc::SIGKILL, cluster, label, work).await;
+}
+
+async fn dies_by(signal: i32, cluster: &mut Cluster, label: &str, mut work: impl AsyncFnMut()) {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = cluster.diptych.ended() {
-            assert_eq!(status.signal(), Some(libc::SIGKILL), "{label}: {status}");
+            assert_eq!(status.signal(), Some(signal), "{label}: {status}");
             let log = std::fs::read_to_string(cluster.diptych.log()).expect("a log");
             let last = log.lines().rev().find(|line| line.starts_with("Fault point "));
             assert_eq!(last, Some(format!("Fault point {label}.").as_str()));
@@ -452,6 +457,35 @@ async fn crashes_while_the_log_is_away(stage: Stage) {
             if done { Ok(()) } else { Err(format!("{status:#}")) }
         })
         .await;
+        cluster.diptych.wait_drained().await;
+        writer.check(&cluster).await;
+    }
+}
+
+/// A lane whose task is gone would stand for ever, with one node ahead of the other.
+async fn a_panic_ends_the_process_and_the_next_one_recovers(stage: Stage) {
+    let mut cluster = stage.cluster().await;
+    let mut writer = Writer::new(&cluster).await;
+    writer.acked(25).await;
+    for label in ["nodes-answered", "drain-answered"] {
+        arm(&mut cluster, &format!("{label}:3!")).await;
+        cluster.down(Side::B).await;
+        if label == "nodes-answered" {
+            dies_by(libc::SIGABRT, &mut cluster, label, async || {
+                // A client whose write is lost gets no answer while the process lives.
+                drop(tokio::time::timeout(Duration::from_secs(5), writer.write_new()).await);
+            })
+            .await;
+        } else {
+            writer.acked(60).await;
+            cluster.b.restart().await;
+            dies_by(libc::SIGABRT, &mut cluster, label, nothing).await;
+        }
+        cluster.diptych.restart().await;
+        writer.acked(10).await;
+        if label == "nodes-answered" {
+            cluster.b.restart().await;
+        }
         cluster.diptych.wait_drained().await;
         writer.check(&cluster).await;
     }
