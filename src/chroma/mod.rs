@@ -23,4 +23,4 @@ pub use ids::{
 };
 pub use op::{Generation, Op};
 pub use page::Page;
-pub use routes::{OWN_TENANT, RecordRead, RecordWrite, Route, Segment, Target, classify, translate};
+pub use routes::{OWN_TENANT, RecordRead, RecordWrite, Route, Segment, Target, classify, plain_read, translate};

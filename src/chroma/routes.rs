@@ -18,6 +18,8 @@ use uuid::Uuid;
 /// Our tenant on every node: markers, checkpoints and canaries. Clients never reach it.
 pub const OWN_TENANT: &str = "diptych_system";
 
+const UUID_LENGTH: usize = 36;
+
 const PREFIX: &str = "/api/v2";
 
 /// The longest known path below the prefix has ten segments; beyond, nothing is known.
@@ -42,6 +44,15 @@ pub struct Target {
     /// The collection.
     pub segment: Segment,
     /// Bytes of the collection's segment in the raw path, for [`translate`].
+    pub span: Range<usize>,
+}
+
+/// A read of records of the most common form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainRead {
+    pub label: &'static str,
+    pub id: Uuid,
+    /// Bytes of the UUID in the raw path.
     pub span: Range<usize>,
 }
 
@@ -286,6 +297,38 @@ pub fn classify(method: &Method, raw_path: &str) -> Route {
     }
 }
 
+/// `get` or `query` of a collection by its UUID, hyphenated: what by far the most requests are, told without copying
+/// anything of the path. `None`: whatever it is, [`classify`] knows.
+pub fn plain_read(method: &Method, raw_path: &str) -> Option<PlainRead> {
+    fn segment(path: &str) -> Option<(&str, &str)> {
+        // Segments are short: this is quicker than a search that is made for long texts.
+        let end = path.bytes().position(|byte| byte == b'/')?;
+        Some((&path[..end], &path[end + 1..]))
+    }
+    if *method != Method::POST {
+        return None;
+    }
+    let rest = raw_path.strip_prefix(PREFIX)?.strip_prefix("/tenants/")?;
+    let (tenant, rest) = segment(rest)?;
+    let (database, rest) = segment(rest.strip_prefix("databases/")?)?;
+    let (id, operation) = segment(rest.strip_prefix("collections/")?)?;
+    let label = match operation {
+        "get" => "get",
+        "query" => "query",
+        _ => return None,
+    };
+    let is_plain = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte != b'%');
+    if !is_plain(tenant) || !is_plain(database) || tenant == OWN_TENANT || id.len() != UUID_LENGTH {
+        return None;
+    }
+    let end = raw_path.len() - operation.len() - 1;
+    Some(PlainRead {
+        label,
+        id: Uuid::try_parse(id).ok()?,
+        span: end - UUID_LENGTH..end,
+    })
+}
+
 /// `raw_path` with the collection's segment at `span` replaced by `id`; everything else stays as the client sent it.
 pub fn translate(raw_path: &str, span: Range<usize>, id: Uuid) -> String {
     let mut path = String::with_capacity(raw_path.len() - span.len() + 36);
@@ -498,6 +541,16 @@ mod tests {
         );
         let path = path.replace("ID", ID);
         let route = classify(&method.parse().unwrap(), &path);
+        if let Some(read) = plain_read(&method.parse().unwrap(), &path) {
+            let target = route.target().expect("a collection's route");
+            assert!(matches!(route, Route::RecordRead { .. }), "{line}");
+            assert_eq!(read.label, route.label(), "{line}");
+            assert_eq!(
+                (Segment::Id(read.id), read.span),
+                (target.segment.clone(), target.span.clone()),
+                "{line}"
+            );
+        }
         if let Some(target) = route.target() {
             let translated = translate(&path, target.span.clone(), Uuid::nil());
             let again = classify(&method.parse().unwrap(), &translated);
@@ -509,6 +562,32 @@ mod tests {
             );
         }
         route
+    }
+
+    #[test]
+    fn the_most_common_reads_are_told_without_copies() {
+        let plain = |line: &str| {
+            let (method, path) = line.split_once(' ').unwrap();
+            let path = path.replace("ID", ID);
+            plain_read(&method.parse().unwrap(), &path).map(|read| (read.label, path[read.span].to_owned()))
+        };
+        for label in ["get", "query"] {
+            let line = format!("POST /api/v2/tenants/t1/databases/db1/collections/ID/{label}");
+            assert_eq!(plain(&line), Some((label, ID.to_owned())));
+        }
+        for other in [
+            "GET /api/v2/tenants/t1/databases/db1/collections/ID/get",
+            "POST /api/v2/tenants/t1/databases/db1/collections/ID/add",
+            "POST /api/v2/tenants/t1/databases/db1/collections/ID/get/",
+            "POST /api/v2/tenants/t1/databases/db1/collections/a-name/get",
+            "POST /api/v2/tenants/diptych_system/databases/db1/collections/ID/get",
+            "POST /api/v2/tenants/diptych%5fsystem/databases/db1/collections/ID/get",
+            "POST /api/v2/tenants//databases/db1/collections/ID/get",
+            "POST /api/v2/tenants/t1/databases/d%zz/collections/ID/get",
+            "POST /api/v1/tenants/t1/databases/db1/collections/ID/get",
+        ] {
+            assert_eq!(plain(other), None, "{other}");
+        }
     }
 
     /// One short word per class, so that the table below reads like chroma-facts.md.

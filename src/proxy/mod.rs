@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::admin::{Admin, Mappings, Reply};
 use crate::catalog::Collection;
-use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, replace_uuid, translate};
+use crate::chroma::{OWN_TENANT, Route, Segment, Target, classify, plain_read, replace_uuid, translate};
 use crate::config::Consistency;
 use crate::metrics::Metrics;
 use crate::mirror::{Answer, Core};
@@ -114,6 +114,16 @@ impl Proxy {
         if !path.starts_with("/api/") || exchange::body_may_exceed(session, RETRYABLE_BODY) {
             return false;
         }
+        if let Some(read) = plain_read(&header.method, path)
+            && let Some(collection) = self.known_by_id(read.id)
+        {
+            ctx.label = read.label;
+            ctx.plan = Plan::Records {
+                collection,
+                span: read.span,
+            };
+            return true;
+        }
         let route = classify(&header.method, path);
         let Route::RecordRead { target, .. } = &route else {
             return false;
@@ -134,11 +144,15 @@ impl Proxy {
 
     /// The collection, if the catalog has it.
     fn known(&self, target: &Target) -> Option<Arc<Collection>> {
-        let catalog = &self.core.catalog;
         match &target.segment {
-            Segment::Id(id) => catalog.by_id(*id).filter(|collection| !collection.is_deleted()),
-            Segment::Name(name) => catalog.by_name(&target.tenant, &target.database, name),
+            Segment::Id(id) => self.known_by_id(*id),
+            Segment::Name(name) => self.core.catalog.by_name(&target.tenant, &target.database, name),
         }
+    }
+
+    fn known_by_id(&self, id: Uuid) -> Option<Arc<Collection>> {
+        let collection = self.core.catalog.by_id(id)?;
+        (!collection.is_deleted()).then_some(collection)
     }
 
     /// Decides what to do with a request: stream it or answer it here.
@@ -332,10 +346,21 @@ impl ProxyHttp for Proxy {
             let mut buffer = Uuid::encode_buffer();
             let wanted = id.hyphenated().encode_lower(&mut buffer);
             // Often it is there already: clients know the collection by its UUID on one of the nodes.
-            let there = request.raw_path_is_utf8() && request.raw_path().get(span.clone()) == Some(wanted.as_bytes());
+            let path = request.raw_path();
+            let there = request.raw_path_is_utf8() && path.get(span.clone()) == Some(wanted.as_bytes());
             if !there {
-                let translated = translate(&String::from_utf8_lossy(request.raw_path()), span.clone(), id);
-                request.set_raw_path(translated.as_bytes())?;
+                match path.get(span.clone()) {
+                    // Of the same length: nothing else of the path is looked at.
+                    Some(other) if other.len() == wanted.len() && request.raw_path_is_utf8() => {
+                        let mut translated = path.to_vec();
+                        translated[span.clone()].copy_from_slice(wanted.as_bytes());
+                        request.set_raw_path(&translated)?;
+                    }
+                    _ => {
+                        let translated = translate(&String::from_utf8_lossy(path), span.clone(), id);
+                        request.set_raw_path(translated.as_bytes())?;
+                    }
+                }
             }
         }
         Ok(())
