@@ -30,6 +30,7 @@ use crate::env::within;
 use crate::fault;
 use crate::journal::{Change, Commit, Lsn, NodeRecord, RepairKind};
 use crate::lane::Exclusive;
+use crate::repair::MOST_IN_LANE;
 
 /// How long a node may take to say who it is.
 const IDENTITY_LIMIT: Duration = Duration::from_secs(5);
@@ -37,8 +38,9 @@ const IDENTITY_LIMIT: Duration = Duration::from_secs(5);
 const LANE_LIMIT: Duration = Duration::from_secs(60);
 /// Intents that are read at once.
 const PAGE: usize = 1000;
-/// More records than these of one collection are not listed: all of it is made equal.
-const MOST_IDS: usize = 10_000;
+/// More records than these of one collection are not listed: all of it is made equal, and that is never turned around. So
+/// it is what is made equal record by record, with room for other rows.
+const MOST_IDS: usize = MOST_IN_LANE / 2;
 /// Rows that nobody waits for are looked through up to here.
 const MOST_ROWS: usize = 100_000;
 

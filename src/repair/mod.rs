@@ -35,6 +35,7 @@ use crate::mirror::{Core, RepairWanted, Scope};
 
 pub(crate) use names::level_databases;
 use records::Job;
+pub(crate) use records::MOST_IN_LANE;
 pub use state::{Claim, Key, Progress, Repairing};
 
 /// So often a kind of repair is tried before a stronger one takes its place.

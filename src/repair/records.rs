@@ -33,7 +33,7 @@ const FENCE_LIMIT: Duration = Duration::from_secs(60);
 /// So many are made equal before the lane is given back to the writers for a moment.
 const IN_TURN: usize = 1000;
 /// Beyond that many records, the collection is copied without holding the lane.
-pub(super) const MOST_IN_LANE: usize = 100_000;
+pub(crate) const MOST_IN_LANE: usize = 100_000;
 
 /// A collection, from where, to where.
 #[derive(Clone)]
