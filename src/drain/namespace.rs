@@ -88,7 +88,10 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
 /// first node that is drained decides it. Every node has its row then, and the others have it still. `None`: it cannot
 /// be told now.
 async fn completion(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -> Option<(Commit, Vec<Exclusive>)> {
-    for other in (0..core.cluster.len()).filter(|&other| other != node) {
+    // What has been deleted is known to be: a collection that lives is one whose delete nobody has completed, whoever has
+    // the row. Other entries may have been followed by newer ones.
+    let is_delete = matches!(row.op, Op::DeleteCollection { .. });
+    for other in (0..core.cluster.len()).filter(|&other| other != node && !is_delete) {
         if !has_row(core, other, row.lsn).await? {
             return Some((vec![], vec![]));
         }
@@ -203,6 +206,15 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
     let id = match existing {
         Some(id) => id,
         None => {
+            // Nobody had answered, and another node has decided: it refused. A proxy that was started since does not know.
+            match decided_otherwise(core, node, row, generation).await {
+                None => return Step::Stop(End::Pause),
+                Some(others) if !others.is_empty() => {
+                    core.compare_outcome(row.lsn, false);
+                    return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
+                }
+                Some(_) => {}
+            }
             // Should the commit below be lost and the collection be deleted meanwhile, the row has to say that the node
             // may have it: otherwise create and delete would both be taken as moot.
             if !row.in_doubt && core.log.commit(&vec![Change::MarkInDoubt(row.id)]).await.is_err() {
@@ -230,6 +242,27 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
     adopt(core, node, row, generation, id, existing.is_some()).await
 }
 
+/// Nodes that are done with a create that nobody had answered, while nobody made it known: they refused it. `None`: it
+/// cannot be told now.
+async fn decided_otherwise(
+    core: &Arc<Core>,
+    node: NodeIndex,
+    row: &PayloadRow,
+    generation: Generation,
+) -> Option<Vec<NodeIndex>> {
+    let mut others = vec![];
+    if core.catalog.by_generation(generation).is_none() {
+        for other in (0..core.cluster.len()).filter(|&other| other != node) {
+            if !has_row(core, other, row.lsn).await? {
+                others.push(other);
+            }
+        }
+    }
+    // It may have been made known meanwhile.
+    let is_known = core.catalog.by_generation(generation).is_some();
+    Some(others).filter(|_| !is_known).or(Some(vec![]))
+}
+
 /// Makes the node's UUID known, and with it the collection if no node had answered when it was created.
 async fn adopt(
     core: &Arc<Core>,
@@ -245,7 +278,7 @@ async fn adopt(
     else {
         return Step::Stop(End::Done);
     };
-    core.compare_outcome(row.lsn, true);
+    let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
     let mut adopted = vec![core.node_id_change(generation, node, id)];
     if existed {
         // A leftover with this name: what is in it is not ours. If the collection is deleted by now, it goes as a whole
@@ -259,9 +292,20 @@ async fn adopt(
     let _one_at_a_time = core.settling.lock().await;
     let mut changes = vec![];
     if core.catalog.by_generation(generation).is_none() {
+        // Those that refused it get a copy: nothing else would bring it to them.
+        let Some(mut lacking) = decided_otherwise(core, node, row, generation).await else {
+            return Step::Stop(End::Pause);
+        };
+        if disagrees {
+            lacking = (0..core.cluster.len()).filter(|&other| other != node).collect();
+        }
         changes.push(Change::PutCollection(
             core.new_record(generation, id, tenant, database, name),
         ));
+        for other in lacking {
+            let wanted = RepairWanted::whole(row.lsn, "the node refused to create the collection");
+            changes.push(Change::InsertRepair(core.new_repair(other, Some(generation), wanted)));
+        }
     }
     let known = core.catalog.by_generation(generation);
     if known.is_some_and(|collection| collection.is_deleted()) {

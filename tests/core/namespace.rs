@@ -6,7 +6,7 @@ use diptych::repair::jobs;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::fakes::{A, B, DATABASE, DISK_FULL, Fault, Gate, Stage, TENANT, rows, seconds, text};
+use crate::fakes::{A, B, DATABASE, DISK_FULL, Fault, Gate, REFUSED, Stage, TENANT, rows, seconds, text};
 
 #[tokio::test(start_paused = true)]
 async fn an_unknown_mutating_route_is_mirrored_with_each_nodes_own_id() {
@@ -288,5 +288,73 @@ async fn a_collection_that_is_deleted_while_it_is_made_anew_stays_deleted() {
         "its name is free"
     );
     stage.healed().await;
+    stage.assert_converged();
+}
+
+const CREATE: &str = "POST /api/v2/tenants/default_tenant/databases/default_database/collections ";
+const WEIRD: Fault = Fault::Answer(
+    500,
+    r#"{"error":"InternalError","message":"something nobody has seen before"}"#,
+);
+
+/// A delete of unknown outcome: a node that never had the collection has nothing to do for it and decides nothing. The other
+/// one does, whoever of them is drained first.
+#[tokio::test(start_paused = true)]
+async fn a_delete_is_not_decided_by_a_node_that_never_had_the_collection() {
+    let stage = Stage::new(31).await;
+    stage.b().fault(CREATE, 1, REFUSED);
+    let c = stage.create("c").await;
+    assert_eq!((c.node_id(B), stage.usable(&c)), (None, vec![A]));
+    stage.pause_drain(true);
+    stage.a().fault("DELETE", 1, Fault::ClosedAfter);
+    let answer = stage.delete("c").await;
+    assert_eq!(answer.status, 504, "{}", text(&answer));
+    stage.down(A);
+    stage.pause_drain(false);
+    stage
+        .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+        .await;
+    stage.up(A).await;
+    stage.heal();
+    stage.healed().await;
+    assert_eq!(stage.journal.living(), vec![]);
+    stage.assert_converged();
+}
+
+/// A create of unknown outcome that the first node to be drained refuses is not done, whatever the other could do later.
+#[tokio::test(start_paused = true)]
+async fn a_create_that_nobody_answered_and_one_node_refuses_is_not_done_by_the_other() {
+    let stage = Stage::new(32).await;
+    stage.down(A);
+    stage.b().fault(CREATE, 1, WEIRD);
+    stage.b().fault(CREATE, 1, REFUSED);
+    assert_eq!(stage.try_create(json!({"name": "c"})).await.status, 504);
+    stage
+        .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+        .await;
+    stage.up(A).await;
+    stage.drained().await;
+    assert_eq!(stage.journal.living(), vec![]);
+    stage.assert_converged();
+}
+
+/// The same, and the other node had done it already: then the one that refused it gets a copy.
+#[tokio::test(start_paused = true)]
+async fn a_create_that_one_node_did_and_the_other_refuses_is_copied_to_it() {
+    let stage = Stage::new(33).await;
+    stage.pause_drain(true);
+    stage.a().fault(CREATE, 1, Fault::ClosedAfter);
+    stage.b().fault(CREATE, 1, WEIRD);
+    stage.b().fault(CREATE, 1, REFUSED);
+    assert_eq!(stage.try_create(json!({"name": "c"})).await.status, 504);
+    stage.down(A);
+    stage.pause_drain(false);
+    stage
+        .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+        .await;
+    stage.up(A).await;
+    stage.heal();
+    stage.healed().await;
+    assert_eq!(stage.journal.living().len(), 1);
     stage.assert_converged();
 }
