@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::cover::{EntryInfo, RepairWanted};
 use super::{Core, Outcome, Scope};
 use crate::catalog::Collection;
@@ -95,6 +97,27 @@ impl Core {
             .collect()
     }
 
+    /// Forgets those of collections that are gone: they were written down after the commit that took away all that there was.
+    async fn forget_moot_suspects(&self) {
+        let now = self.env.wall();
+        let is_gone = |row: &SuspectRow| {
+            let found = self.catalog.by_generation(row.generation);
+            found.is_none_or(|collection| collection.is_deleted())
+        };
+        let moot: Vec<Uuid> = {
+            let suspects = self.suspects.lock();
+            let due = suspects.values().filter(|row| row.due_at <= now);
+            due.filter(|row| is_gone(row)).map(|row| row.id).collect()
+        };
+        if !moot.is_empty() {
+            let changes = vec![Change::RemoveSuspects(moot)];
+            // What fails is tried again at the next turn.
+            if self.log.commit(&changes).await.is_ok() {
+                self.apply(&changes);
+            }
+        }
+    }
+
     /// Has the records compared: a repair row, in the same commit that puts off their next time.
     async fn compare_suspects(self: &Arc<Self>, scope: &Scope, node: NodeIndex, rows: Vec<SuspectRow>) {
         let Scope::Collection(collection) = scope else { return };
@@ -132,6 +155,7 @@ pub async fn keep_suspects(core: Arc<Core>) {
     loop {
         core.env.sleep(TICK).await;
         if core.log.is_available() {
+            core.forget_moot_suspects().await;
             for (scope, node, rows) in core.due_suspects() {
                 core.compare_suspects(&scope, node, rows).await;
             }

@@ -6,11 +6,12 @@
 use std::time::Duration;
 
 use diptych::chroma::RecordWrite;
-use diptych::journal::{Change, Commit};
+use diptych::journal::{Change, Commit, SuspectRow};
 use diptych::mirror::{RepairWanted, Scope};
 use diptych::repair::jobs;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::fakes::{A, ALWAYS, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, text, value};
 
@@ -442,4 +443,24 @@ async fn s36_a_source_that_lost_the_collection_while_the_other_refused_is_none()
         assert_eq!(stage.documents(node, "d"), documents(&[("kept", "w1"), ("x", "w2")]));
     }
     stage.assert_converged();
+}
+
+/// A request may break while its collection is deleted: what is written down of its records then goes, too.
+#[tokio::test(start_paused = true)]
+async fn suspects_of_a_collection_that_is_gone_are_forgotten() {
+    let stage = Stage::new(51).await;
+    stage.heal();
+    let c = stage.create("c").await;
+    assert_eq!(stage.delete("c").await.status, 200);
+    let row = SuspectRow {
+        id: Uuid::from_u128(1),
+        node: "a".to_owned(),
+        generation: c.generation,
+        ids: vec!["x".to_owned()],
+        step: 0,
+        due_at: stage.core.env.wall(),
+    };
+    stage.core.suspects.lock().insert(row.id, row);
+    seconds(5).await;
+    assert!(stage.core.suspects.lock().is_empty());
 }
