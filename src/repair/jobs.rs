@@ -332,6 +332,9 @@ pub async fn resync(
         Some(from) if collection.node_id(from).is_none() => {
             return Err("That node does not have the collection.".to_owned());
         }
+        Some(from) if !core.cluster.node(from).is_up() => {
+            return Err("That node is away.".to_owned());
+        }
         Some(from) if collection.pairs[from].parked() > 0 => {
             return Err("Entries are parked for that node: it does not hold everything.".to_owned());
         }
@@ -347,6 +350,10 @@ pub async fn resync(
         }
         None if !core.another_has_authority(&scope, node) => {
             return Err("No other node holds everything.".to_owned());
+        }
+        // What serves now would be out until another one can give it, and lost if that one comes back without it (R2).
+        None if !core.usable(collection).iter().any(|&other| other != node) => {
+            return Err("No other node can serve it now.".to_owned());
         }
         None => {}
     }

@@ -765,6 +765,18 @@ async fn a_resync_from_a_node_that_lacks_something_is_refused() {
     stage.assert_converged();
 }
 
+/// The only node that it could be copied from may come back without its data: until then nobody gives up what serves.
+#[tokio::test(start_paused = true)]
+async fn a_resync_is_refused_while_its_source_is_away() {
+    let stage = Stage::new(111).await;
+    let c = stage.create("c").await;
+    stage.upsert(&c, "x", 1).await;
+    stage.down(A);
+    assert!(jobs::resync(&stage.core, &c, B, None).await.is_err());
+    assert!(jobs::resync(&stage.core, &c, B, Some(A)).await.is_err());
+    assert_eq!((stage.usable(&c), stage.journal.repairs()), (vec![B], vec![]));
+}
+
 /// The catalog, and the first node, say what there is; nothing that nobody knows is deleted.
 #[tokio::test(start_paused = true)]
 async fn names_are_made_equal() {
