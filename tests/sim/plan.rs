@@ -167,7 +167,7 @@ enum Theme {
     Refusals,
 }
 
-const THEMES: [Theme; 8] = [
+const THEMES: [Theme; 9] = [
     Theme::Anything,
     Theme::Anything,
     Theme::Anything,
@@ -175,6 +175,7 @@ const THEMES: [Theme; 8] = [
     Theme::Swarm,
     Theme::Restarts,
     Theme::Copies,
+    Theme::Refusals,
     Theme::Refusals,
 ];
 
@@ -194,7 +195,7 @@ impl Theme {
                 _ => (kind, odds),
             }),
             Self::Refusals => USUAL_ODDS.map(|(kind, odds)| match kind {
-                Kind::KillTheOther => (kind, 10 * odds),
+                Kind::KillTheOther => (kind, 16 * odds),
                 _ => (kind, odds),
             }),
         }
