@@ -153,6 +153,14 @@ impl Foreground {
         all_drained.then(|| patience.max(LEAST_PATIENCE))
     }
 
+    /// Whether a lane is taken with nothing left only: other lanes of this node are drained, and a request for what is left
+    /// would wait for their batches, with the lane's writers. Not for long: see [`LONGEST_DEFERRAL`].
+    pub fn others_are_drained(&self, now: Duration, node: NodeIndex) -> bool {
+        let inner = self.inner.lock();
+        let lanes = inner.drains.iter().filter(|drained| **drained == node).count();
+        lanes > 1 && now.saturating_sub(inner.began) < LONGEST_DEFERRAL
+    }
+
     /// Whether a repair that holds a lane waits until this node is drained: each of its requests would wait for a batch, and
     /// the lane's writers for all of them. Not for long: until then the node is missing there.
     pub fn defers_repairs(&self, now: Duration, node: NodeIndex) -> bool {
@@ -266,7 +274,9 @@ mod tests {
         let second = foreground.drain(ms(1001), 1);
         assert_eq!(patience(&[1]), Some(ms(30)));
         assert_eq!(patience(&[1, 2]), None, "node 2 is waited for as always");
+        assert!(foreground.others_are_drained(ms(1002), 1) && !foreground.others_are_drained(ms(99_000), 1));
         drop(first);
+        assert!(!foreground.others_are_drained(ms(1002), 1));
         assert_eq!(patience(&[1]), Some(ms(30)), "another lane of it is drained");
         assert_eq!(
             foreground.patience(ms(9000), [1].into_iter()),

@@ -47,7 +47,7 @@ const ATTEMPTS: i32 = 5;
 const LAST_ATTEMPTS: i32 = 25;
 /// A lane is handed over to live writes when what is left takes at most so many requests: its writers wait meanwhile. While
 /// clients write, they wait for none: the lane is taken when nothing is left; or, if its own writers bring something again and
-/// again, with one request left after so many rounds.
+/// again and no other lane of the node is drained, with one request left after so many rounds.
 const HANDOVER_STEPS: usize = 8;
 const WATCHED_HANDOVER_STEPS: usize = 1;
 const WATCHED_HANDOVER_ROUNDS: u32 = 3;
@@ -207,7 +207,9 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             false => page.batches(limits) <= HANDOVER_STEPS,
         };
         short_rounds += u32::from(is_rest && is_short);
-        let is_time = page.rows().is_empty() || !is_watched || short_rounds > WATCHED_HANDOVER_ROUNDS;
+        let is_busy = core.foreground.others_are_drained(core.env.now(), node);
+        let insists = short_rounds > WATCHED_HANDOVER_ROUNDS && !is_busy;
+        let is_time = page.rows().is_empty() || !is_watched || insists;
         let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
         if (is_rest && is_short && is_time) || losing {
             let limit = handover_limit(core, node, scope, attempts);
