@@ -207,13 +207,17 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
         Some(id) => id,
         None => {
             // Nobody had answered, and another node has decided: it refused. A proxy that was started since does not know.
-            match decided_otherwise(core, node, row, generation).await {
-                None => return Step::Stop(End::Pause),
-                Some(others) if !others.is_empty() => {
-                    core.compare_outcome(row.lsn, false);
-                    return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
+            // Or it did it, and its commit is under way.
+            {
+                let _one_at_a_time = core.settling.lock().await;
+                match decided_otherwise(core, node, row, generation).await {
+                    None => return Step::Stop(End::Pause),
+                    Some(others) if !others.is_empty() => {
+                        core.compare_outcome(row.lsn, false);
+                        return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
             }
             // Should the commit below be lost and the collection be deleted meanwhile, the row has to say that the node
             // may have it: otherwise create and delete would both be taken as moot.
@@ -243,7 +247,7 @@ async fn create(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, generation:
 }
 
 /// Nodes that are done with a create that nobody had answered, while nobody made it known: they refused it. `None`: it
-/// cannot be told now.
+/// cannot be told now. The caller holds [`Core::settling`], under which a node that did it makes it known.
 async fn decided_otherwise(
     core: &Arc<Core>,
     node: NodeIndex,
@@ -252,6 +256,9 @@ async fn decided_otherwise(
 ) -> Option<Vec<NodeIndex>> {
     let mut others = vec![];
     if core.catalog.by_generation(generation).is_none() {
+        if !core.catalog_can_change() {
+            return None;
+        }
         for other in (0..core.cluster.len()).filter(|&other| other != node) {
             if !has_row(core, other, row.lsn).await? {
                 others.push(other);
