@@ -111,6 +111,7 @@ fn kept(core: &Core, node: NodeIndex) -> Vec<Kept> {
         .map(|(_, key)| *key)
         .collect();
     let name = &core.cluster.node(node).name;
+    let now = core.env.wall().timestamp_micros();
     keys.into_iter()
         .filter_map(|generation| {
             let (scope, _) = core.find(generation, name)?;
@@ -118,7 +119,7 @@ fn kept(core: &Core, node: NodeIndex) -> Vec<Kept> {
             Some(Kept {
                 generation,
                 bytes: pair.pending_bytes(),
-                oldest: pair.oldest()?,
+                oldest: pair.oldest().or((pair.pending() > 0).then_some(now))?,
             })
         })
         .collect()

@@ -496,11 +496,14 @@ impl Core {
     /// Nodes that can serve this collection; the first is the lead. Of a deleted one, whose rows are gone, those that
     /// have deleted it: another may still show what it held.
     pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
-        let has_it = collection.has_it();
-        let shows_the_delete = |node: NodeIndex| !has_it.is_deleted() || self.namespace.pairs[node].in_sync();
+        // A delete is known before its rows are forgotten: what is in sync only because they are shows the delete, too.
+        let has_it = |node: NodeIndex| {
+            let has_it = collection.has_it();
+            has_it.on(node) && (!has_it.is_deleted() || self.namespace.pairs[node].in_sync())
+        };
         self.cluster
             .up()
-            .filter(|&node| collection.pairs[node].in_sync() && has_it.on(node) && shows_the_delete(node))
+            .filter(|&node| collection.pairs[node].in_sync() && has_it(node))
             .collect()
     }
 

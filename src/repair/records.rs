@@ -117,10 +117,15 @@ impl Job {
         let pairs = &self.collection.pairs;
         let source = pairs[self.source].needs_fence().then_some(self.source);
         for node in source.into_iter().chain([self.target]) {
+            // What breaks from here on asks for another one.
+            pairs[node].fenced();
             let canary = self.core.cluster.node(node).canary();
-            match crate::env::within(&self.core.env, FENCE_LIMIT, canary).await {
-                Some(Ok(())) => pairs[node].fenced(),
-                _ => return Err(Trouble::Wait("no canary write returns".to_owned())),
+            if !matches!(
+                crate::env::within(&self.core.env, FENCE_LIMIT, canary).await,
+                Some(Ok(()))
+            ) {
+                pairs[node].require_fence();
+                return Err(Trouble::Wait("no canary write returns".to_owned()));
             }
         }
         Ok(())
