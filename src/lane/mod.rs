@@ -191,7 +191,10 @@ impl<W: Write> Lane<W> {
         }
         queue.bytes += bytes;
         queue.tickets += 1;
-        queue.clients.entry(client).or_default().waiting += 1;
+        // Who comes anew has no claim to have waited for long.
+        let served = queue.turn.saturating_sub(1);
+        let new = Client { waiting: 0, served };
+        queue.clients.entry(client).or_insert(new).waiting += 1;
         let ticket = queue.tickets;
         queue.entries.push_back(Waiting::Write { ticket, write });
         if queue.entries.len() >= queue.wanted {
@@ -527,6 +530,20 @@ mod tests {
         assert_eq!(next(&lane, true), [2], "the many have their turn, too");
         assert_eq!(next(&lane, true), [104]);
         assert_eq!(next(&lane, false), [3, 5, 7, 9, 11, 13, 15, 17, 19]);
+    }
+
+    #[test]
+    fn new_clients_do_not_come_before_one_that_has_waited() {
+        let lane = lane(Limits::default());
+        assert!(push(&lane, 1).is_ok() && push(&lane, 102).is_ok());
+        assert_eq!(next(&lane, true), [1]);
+        assert!(push(&lane, 3).is_ok());
+        assert_eq!(next(&lane, true), [102]);
+        for new in [202, 304, 406] {
+            assert!(push(&lane, new).is_ok());
+        }
+        assert_eq!(next(&lane, true), [3]);
+        assert_eq!(next(&lane, true), [202]);
     }
 
     #[test]
