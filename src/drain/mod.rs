@@ -82,6 +82,7 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
     let pauses: Arc<Mutex<BTreeMap<Key, (Duration, Duration)>>> = Arc::default();
     let mut changes = core.cluster.watch_changes();
     let mut was_up = false;
+    let mut last = None;
     loop {
         changes.mark_unchanged();
         let up = core.cluster.node(node).is_up();
@@ -90,7 +91,7 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
         }
         was_up = up;
         if up && !core.drain_paused.load(Ordering::SeqCst) && !core.log.is_fenced() {
-            for (key, scope) in work(&core, node) {
+            for (key, scope) in in_turn(work(&core, node), last) {
                 if active.lock().len() >= core.settings.drain_concurrency {
                     break;
                 }
@@ -104,6 +105,7 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
                     continue;
                 };
                 active.lock().insert(key);
+                last = key.or(last);
                 let (core, active, pauses) = (core.clone(), active.clone(), pauses.clone());
                 core.env.clone().spawn(Box::pin(async move {
                     let _claim = claim;
@@ -129,6 +131,16 @@ pub async fn drain_node(core: Arc<Core>, node: NodeIndex) {
             () = core.env.sleep(TICK) => {}
         }
     }
+}
+
+/// The namespace first, then the collections behind the one that was begun last, so that each has its turn: there may be
+/// more that come back for more than are drained side by side.
+fn in_turn<T>(mut work: Vec<(Key, T)>, last: Key) -> Vec<(Key, T)> {
+    let names = work.iter().take_while(|(key, _)| key.is_none()).count();
+    let collections = &mut work[names..];
+    let next = collections.iter().position(|(key, _)| *key > last).unwrap_or(0);
+    collections.rotate_left(next);
+    work
 }
 
 /// Lanes of this node that can be drained now, the namespace first.
@@ -366,4 +378,23 @@ pub(crate) fn records_of(row: &PayloadRow) -> Option<Vec<String>> {
 /// Records that a request speaks of.
 pub(crate) fn records_in(op: &Op, body: &Bytes) -> Option<Vec<String>> {
     record::ids_in(op, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_collection_has_its_turn_and_names_go_first() {
+        let keys = |last: Key, work: &[Key]| {
+            let work = work.iter().map(|key| (*key, ())).collect();
+            in_turn(work, last).into_iter().map(|(key, ())| key).collect::<Vec<_>>()
+        };
+        let [one, two, three] = [1, 2, 3].map(Some);
+        assert_eq!(keys(None, &[None, one, two, three]), [None, one, two, three]);
+        assert_eq!(keys(one, &[None, one, two, three]), [None, two, three, one]);
+        assert_eq!(keys(two, &[one, three]), [three, one]);
+        assert_eq!(keys(three, &[one, two, three]), [one, two, three]);
+        assert_eq!(keys(one, &[]), []);
+    }
 }
