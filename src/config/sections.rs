@@ -211,7 +211,7 @@ pub struct Drain {
     /// Collections drained side by side, per node.
     pub concurrency: usize,
     /// While clients write, the drain's batches are so small, and with pauses between them, that the slowest hundredth of
-    /// those writes takes about so many times what it took before; a batch has 32 records at least. A write that another
+    /// those writes takes about so many times what it took before; a batch has 128 records at least. A write that another
     /// node has applied is not held up by a node that is drained: beyond that time it goes into the log for that node. 0:
     /// clients are not looked at.
     pub foreground_factor: u32,
