@@ -306,6 +306,11 @@ async fn adopt(
         if disagrees {
             lacking = (0..core.cluster.len()).filter(|&other| other != node).collect();
         }
+        let taken = core.catalog.by_name(tenant, database, name);
+        if !lacking.is_empty() && taken.is_some_and(|collection| !collection.is_deleted()) {
+            // The name was given away since. What this node has under it is a leftover for the entry that did so.
+            return finish(core, node, &Scope::Namespace, std::slice::from_ref(row), vec![]).await;
+        }
         changes.push(Change::PutCollection(
             core.new_record(generation, id, tenant, database, name),
         ));

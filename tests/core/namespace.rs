@@ -338,6 +338,31 @@ async fn a_create_that_nobody_answered_and_one_node_refuses_is_not_done_by_the_o
     stage.assert_converged();
 }
 
+/// The same, the other node had done it already, and the name was created once more meanwhile: that one is it on both.
+#[tokio::test(start_paused = true)]
+async fn a_create_that_nobody_answered_is_not_done_beside_a_later_one_of_that_name() {
+    let stage = Stage::new(34).await;
+    stage.pause_drain(true);
+    stage.a().fault(CREATE, 1, Fault::ClosedAfter);
+    stage.b().fault(CREATE, 1, WEIRD);
+    stage.b().fault(CREATE, 1, REFUSED);
+    assert_eq!(stage.try_create(json!({"name": "c"})).await.status, 504);
+    stage.down(A);
+    stage.pause_drain(false);
+    stage
+        .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+        .await;
+    assert_eq!(stage.try_create(json!({"name": "c"})).await.status, 200);
+    let c = stage.find("c");
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.up(A).await;
+    stage.heal();
+    stage.healed().await;
+    assert_eq!(stage.journal.living().len(), 1);
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
+    stage.assert_converged();
+}
+
 /// The same, and the other node had done it already: then the one that refused it gets a copy.
 #[tokio::test(start_paused = true)]
 async fn a_create_that_one_node_did_and_the_other_refuses_is_copied_to_it() {
