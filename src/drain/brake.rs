@@ -157,7 +157,7 @@ impl Foreground {
     }
 
     /// Whether a lane is taken with nothing left only: other lanes of this node are drained, and a request for what is left
-    /// would wait for their batches, with the lane's writers. Not for long: see [`LONGEST_DEFERRAL`].
+    /// would wait for their batches, with the lane's writers. Not for long: 30 s from when the first began.
     pub fn others_are_drained(&self, now: Duration, node: NodeIndex) -> bool {
         let inner = self.inner.lock();
         let lanes = inner.drains.iter().filter(|drained| **drained == node).count();
