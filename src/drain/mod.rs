@@ -200,14 +200,10 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         };
         if pair.needs_fence() || (!fenced && page.rows().iter().any(|row| row.in_doubt)) {
             // What may still be on its way has landed when a canary sent after it has returned.
-            let canary = crate::env::within(&core.env, FENCE_LIMIT, core.cluster.node(node).canary()).await;
-            match canary {
-                Some(Ok(())) => {
-                    fenced = true;
-                    pair.fenced();
-                }
-                _ => return End::Pause,
+            if !core.fence(pair, node, FENCE_LIMIT).await {
+                return End::Pause;
             }
+            fenced = true;
         }
         rounds += 1;
         // The last row that was removed is still counted.

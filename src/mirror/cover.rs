@@ -15,6 +15,7 @@ use super::{Core, Decision, Doubt, Outcome, Reply, Scope};
 use crate::chroma::{Generation, Op, node_path};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::{Change, Commit, JournalError, Lsn, PayloadRow, RepairKind, RepairRow, SuspectRow};
+use crate::lane::Pair;
 
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
@@ -330,7 +331,7 @@ impl Core {
                 Change::PutCollection(record) if record.deleted => self.catalog.by_generation(record.generation),
                 _ => None,
             })
-            .filter(|collection| !collection.pairs.iter().all(crate::lane::Pair::in_sync))
+            .filter(|collection| !collection.pairs.iter().all(Pair::in_sync))
             .flat_map(|collection| Change::rows_of(collection.generation))
             .collect();
         self.apply(changes);
@@ -352,7 +353,7 @@ impl Core {
                     }
                     Some(collection) if record.deleted => {
                         self.catalog.set_deleted(&collection, record.updated_at);
-                        if self.namespace.pairs.iter().all(crate::lane::Pair::in_sync) {
+                        if self.namespace.pairs.iter().all(Pair::in_sync) {
                             // No row of any node speaks of it.
                             self.catalog.forget(&collection);
                         }
@@ -410,7 +411,7 @@ impl Core {
                     self.repairs.lock().clear();
                     self.suspects.lock().clear();
                     self.forget_undecided(|_| true);
-                    self.namespace.pairs.iter().for_each(crate::lane::Pair::clear_rows);
+                    self.namespace.pairs.iter().for_each(Pair::clear_rows);
                 }
                 Change::InsertPayload(row) if after_reset => {
                     if let Some(node) = self.cluster.index_of(&row.node) {
@@ -447,6 +448,18 @@ impl Core {
             }
         }
         true
+    }
+
+    /// Whether whatever was on its way to a node in this lane has landed, or never will: a canary that was sent after it has
+    /// returned in time. What breaks meanwhile asks for another one (schedule S11).
+    pub(crate) async fn fence(&self, pair: &Pair, node: NodeIndex, limit: Duration) -> bool {
+        pair.fenced();
+        let canary = self.cluster.node(node).canary();
+        let has_landed = matches!(crate::env::within(&self.env, limit, canary).await, Some(Ok(())));
+        if !has_landed {
+            pair.require_fence();
+        }
+        has_landed
     }
 
     /// Whether a node answers a heartbeat right now.

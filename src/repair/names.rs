@@ -170,14 +170,9 @@ pub(super) async fn run(
         return Err(Trouble::Wait("something has changed".to_owned()));
     }
     let open = still_open(core, rows);
-    let canary = core.cluster.node(target).canary();
-    if !matches!(
-        crate::env::within(&core.env, core.settings.read_timeout, canary).await,
-        Some(Ok(()))
-    ) {
+    if !core.fence(pair, target, core.settings.read_timeout).await {
         return Err(Trouble::Wait("no canary write returns".to_owned()));
     }
-    pair.fenced();
     // What the node missed is applied first, unless it is another server now, or cannot apply it.
     let in_place = open.iter().all(|row| !row.kind.holds_rows());
     if in_place && !drain_rest(core, target, &Scope::Namespace).await {

@@ -117,14 +117,7 @@ impl Job {
         let pairs = &self.collection.pairs;
         let source = pairs[self.source].needs_fence().then_some(self.source);
         for node in source.into_iter().chain([self.target]) {
-            // What breaks from here on asks for another one.
-            pairs[node].fenced();
-            let canary = self.core.cluster.node(node).canary();
-            if !matches!(
-                crate::env::within(&self.core.env, FENCE_LIMIT, canary).await,
-                Some(Ok(()))
-            ) {
-                pairs[node].require_fence();
+            if !self.core.fence(&pairs[node], node, FENCE_LIMIT).await {
                 return Err(Trouble::Wait("no canary write returns".to_owned()));
             }
         }
