@@ -38,19 +38,6 @@ pub struct Facts {
     pub updated_at: DateTime<Utc>,
 }
 
-/// What is known of a collection at one moment; not to be kept.
-pub struct HasIt(arc_swap::Guard<Arc<Facts>>);
-
-impl HasIt {
-    pub fn is_deleted(&self) -> bool {
-        self.0.deleted
-    }
-
-    pub fn on(&self, node: NodeIndex) -> bool {
-        self.0.node_ids.get(node).is_some_and(Option::is_some)
-    }
-}
-
 /// One life of a collection.
 #[derive(Debug)]
 pub struct Collection {
@@ -79,11 +66,6 @@ impl Collection {
 
     pub fn is_deleted(&self) -> bool {
         self.facts.load().deleted
-    }
-
-    /// Who has it, and whether it is deleted: for those who ask about several nodes.
-    pub fn has_it(&self) -> HasIt {
-        HasIt(self.facts.load())
     }
 
     /// Whether the node can serve this collection, if it is up.

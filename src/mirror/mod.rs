@@ -497,13 +497,10 @@ impl Core {
     /// have deleted it: another may still show what it held.
     pub fn usable(&self, collection: &Collection) -> Vec<NodeIndex> {
         // A delete is known before its rows are forgotten: what is in sync only because they are shows the delete, too.
-        let has_it = |node: NodeIndex| {
-            let has_it = collection.has_it();
-            has_it.on(node) && (!has_it.is_deleted() || self.namespace.pairs[node].in_sync())
-        };
+        let shows_the_delete = |node: NodeIndex| !collection.is_deleted() || self.namespace.pairs[node].in_sync();
         self.cluster
             .up()
-            .filter(|&node| collection.pairs[node].in_sync() && has_it(node))
+            .filter(|&node| collection.in_sync(node) && shows_the_delete(node))
             .collect()
     }
 
