@@ -83,6 +83,11 @@ impl Inner {
         Some(*latencies.select_nth_unstable(position).1)
     }
 
+    /// The first of the drains began less than [`LONGEST_DEFERRAL`] ago.
+    fn is_new(&self, now: Duration) -> bool {
+        now.saturating_sub(self.began) < LONGEST_DEFERRAL
+    }
+
     /// How long a batch may take. `None`: nobody writes, or the brake is turned off.
     fn share(&self, now: Duration, factor: u32) -> Option<Duration> {
         let (last, _) = self.answered.back()?;
@@ -134,6 +139,11 @@ impl Foreground {
         Draining(self, node)
     }
 
+    /// Whether somebody writes while nodes are drained.
+    pub fn is_watched(&self, now: Duration) -> bool {
+        self.inner.lock().share(now, self.factor).is_some()
+    }
+
     /// What the next step may be, if `most` records are the most that it may have at all.
     pub fn allows(&self, now: Duration, most: usize) -> Allowance {
         let inner = self.inner.lock();
@@ -150,8 +160,7 @@ impl Foreground {
     pub fn patience(&self, now: Duration, mut nodes: impl Iterator<Item = NodeIndex>) -> Option<Duration> {
         let inner = self.inner.lock();
         let calm = inner.calm.filter(|_| inner.share(now, self.factor).is_some())?;
-        let is_new = now.saturating_sub(inner.began) < LONGEST_DEFERRAL;
-        let all_drained = is_new && nodes.all(|node| inner.drains.contains(&node));
+        let all_drained = inner.is_new(now) && nodes.all(|node| inner.drains.contains(&node));
         let patience = calm.mul_f64(f64::from(self.factor) * PATIENCE_SHARE);
         all_drained.then(|| patience.max(LEAST_PATIENCE))
     }
@@ -161,15 +170,14 @@ impl Foreground {
     pub fn others_are_drained(&self, now: Duration, node: NodeIndex) -> bool {
         let inner = self.inner.lock();
         let lanes = inner.drains.iter().filter(|drained| **drained == node).count();
-        lanes > 1 && now.saturating_sub(inner.began) < LONGEST_DEFERRAL
+        lanes > 1 && inner.is_new(now)
     }
 
     /// Whether a repair that holds a lane waits until this node is drained: each of its requests would wait for a batch, and
     /// the lane's writers for all of them. Not for long: until then the node is missing there.
     pub fn defers_repairs(&self, now: Duration, node: NodeIndex) -> bool {
         let inner = self.inner.lock();
-        let is_new = now.saturating_sub(inner.began) < LONGEST_DEFERRAL;
-        is_new && inner.drains.contains(&node) && inner.share(now, self.factor).is_some()
+        inner.is_new(now) && inner.drains.contains(&node) && inner.share(now, self.factor).is_some()
     }
 
     /// A batch of so many records took so long: the next one is sized by it.

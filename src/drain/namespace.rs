@@ -254,20 +254,21 @@ async fn decided_otherwise(
     row: &PayloadRow,
     generation: Generation,
 ) -> Option<Vec<NodeIndex>> {
+    let is_known = || core.catalog.by_generation(generation).is_some();
+    if is_known() {
+        return Some(vec![]);
+    }
+    if !core.catalog_can_change() {
+        return None;
+    }
     let mut others = vec![];
-    if core.catalog.by_generation(generation).is_none() {
-        if !core.catalog_can_change() {
-            return None;
-        }
-        for other in (0..core.cluster.len()).filter(|&other| other != node) {
-            if !has_row(core, other, row.lsn).await? {
-                others.push(other);
-            }
+    for other in (0..core.cluster.len()).filter(|&other| other != node) {
+        if !has_row(core, other, row.lsn).await? {
+            others.push(other);
         }
     }
     // It may have been made known meanwhile.
-    let is_known = core.catalog.by_generation(generation).is_some();
-    Some(others).filter(|_| !is_known).or(Some(vec![]))
+    Some(if is_known() { vec![] } else { others })
 }
 
 /// Makes the node's UUID known, and with it the collection if no node had answered when it was created.

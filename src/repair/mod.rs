@@ -310,7 +310,7 @@ fn collection_work(
 }
 
 fn left_to_drain(core: &Core) -> u64 {
-    match core.foreground.allows(core.env.now(), usize::MAX).is_watched {
+    match core.foreground.is_watched(core.env.now()) {
         true => WATCHED_LEFT_TO_DRAIN,
         false => LEFT_TO_DRAIN,
     }
