@@ -2,6 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::routes::RecordWrite;
+
+impl From<RecordWrite> for Op {
+    fn from(write: RecordWrite) -> Self {
+        match write {
+            RecordWrite::Add => Self::Add,
+            RecordWrite::Upsert => Self::Upsert,
+            RecordWrite::Update => Self::Update,
+            RecordWrite::Delete => Self::Delete,
+        }
+    }
+}
+
 /// Number of one life of a collection: a name that is deleted and created again gets a new one.
 pub type Generation = i64;
 

@@ -171,14 +171,8 @@ async fn record(core: &Arc<Core>, target: Target, write: RecordWrite, request: R
     if parsed.ids.is_empty() {
         return pass_to_lead(core, Some((&collection, &target)), request).await;
     }
-    let op = match write {
-        RecordWrite::Add => Op::Add,
-        RecordWrite::Upsert => Op::Upsert,
-        RecordWrite::Update => Op::Update,
-        RecordWrite::Delete => Op::Delete,
-    };
     let entry = RecordEntry {
-        op,
+        op: write.into(),
         body,
         ids: parsed.ids,
         has_embeddings: parsed.embeddings > 0,

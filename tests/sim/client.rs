@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use diptych::catalog::Collection;
-use diptych::chroma::{Op, RecordWrite, node_path, parse_collection_object, parse_create, parse_delete, parse_record};
+use diptych::chroma::{RecordWrite, node_path, parse_collection_object, parse_create, parse_delete, parse_record};
 use diptych::cluster::NodeRequest;
 use diptych::mirror::{Answer, Core, NamespaceWrite, RecordEntry};
 use parking_lot::Mutex;
@@ -244,31 +244,26 @@ impl Client {
         let (core, collection) = (proxy.core.clone(), collection.clone());
         let called = proxy.call(async move {
             let body = Bytes::from(body.to_string());
-            let entry = |op, body, ids, has_embeddings, filter| RecordEntry {
-                op,
+            let (ids, has_embeddings, filter) = match kind {
+                RecordWrite::Delete => {
+                    let delete = parse_delete(&body).expect("a delete");
+                    let ids = delete.ids.clone().unwrap_or_default();
+                    (ids, false, delete.has_filter.then_some(delete))
+                }
+                _ => {
+                    let record = parse_record(kind, &body).expect("a record write");
+                    (record.ids, record.has_embeddings, None)
+                }
+            };
+            let entry = RecordEntry {
+                op: kind.into(),
                 body,
                 ids,
                 has_embeddings,
                 filter,
                 client: None,
             };
-            let op = match kind {
-                RecordWrite::Add => Op::Add,
-                RecordWrite::Upsert => Op::Upsert,
-                RecordWrite::Update => Op::Update,
-                RecordWrite::Delete => {
-                    let delete = parse_delete(&body).expect("a delete");
-                    let ids = delete.ids.clone().unwrap_or_default();
-                    let filter = delete.has_filter.then_some(delete);
-                    return core
-                        .submit(&collection, entry(Op::Delete, body, ids, false, filter))
-                        .await;
-                }
-            };
-            let record = parse_record(kind, &body).expect("a record write");
-            let has_embeddings = record.has_embeddings;
-            core.submit(&collection, entry(op, body, record.ids, has_embeddings, None))
-                .await
+            core.submit(&collection, entry).await
         });
         match called.await {
             Called::Answered(answer) if answer.status == 400 && settled => (Fate::Refused, None),

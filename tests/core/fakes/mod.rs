@@ -279,36 +279,27 @@ impl Stage {
         kind: RecordWrite,
         body: Value,
     ) -> Answer {
-        let entry = |op, body, ids, has_embeddings, filter| RecordEntry {
-            op,
+        let body = Bytes::from(body.to_string());
+        let (ids, has_embeddings, filter) = match kind {
+            RecordWrite::Delete => {
+                let delete = parse_delete(&body).expect("a delete");
+                let ids = delete.ids.clone().unwrap_or_default();
+                (ids, false, delete.has_filter.then_some(delete))
+            }
+            _ => {
+                let record = parse_record(kind, &body).expect("a record write");
+                (record.ids, record.has_embeddings, None)
+            }
+        };
+        let entry = RecordEntry {
+            op: kind.into(),
             body,
             ids,
             has_embeddings,
             filter,
             client,
         };
-        let body = Bytes::from(body.to_string());
-        let op = match kind {
-            RecordWrite::Add => Op::Add,
-            RecordWrite::Upsert => Op::Upsert,
-            RecordWrite::Update => Op::Update,
-            RecordWrite::Delete => {
-                let delete = parse_delete(&body).expect("a delete");
-                let ids = delete.ids.clone().unwrap_or_default();
-                let filter = delete.has_filter.then_some(delete);
-                return answered(
-                    self.core
-                        .submit(collection, entry(Op::Delete, body, ids, false, filter)),
-                )
-                .await;
-            }
-        };
-        let record = parse_record(kind, &body).expect("a record write");
-        answered(
-            self.core
-                .submit(collection, entry(op, body, record.ids, record.has_embeddings, None)),
-        )
-        .await
+        answered(self.core.submit(collection, entry)).await
     }
 
     pub async fn upsert(&self, collection: &Arc<Collection>, id: &str, n: u64) -> Answer {
