@@ -88,11 +88,14 @@ impl Inner {
         now.saturating_sub(self.began) < LONGEST_DEFERRAL
     }
 
+    fn is_written_to(&self, now: Duration) -> bool {
+        let last = self.answered.back();
+        last.is_some_and(|(last, _)| now.saturating_sub(*last) < RECENT)
+    }
+
     /// How long a batch may take. `None`: nobody writes, or the brake is turned off.
     fn share(&self, now: Duration, factor: u32) -> Option<Duration> {
-        let (last, _) = self.answered.back()?;
-        let writes = now.saturating_sub(*last) < RECENT;
-        let calm = self.calm.filter(|_| writes && factor > 0)?;
+        let calm = self.calm.filter(|_| self.is_written_to(now) && factor > 0)?;
         Some(calm * (factor - 1).max(1))
     }
 }
@@ -139,9 +142,9 @@ impl Foreground {
         Draining(self, node)
     }
 
-    /// Whether somebody writes while nodes are drained.
+    /// Whether clients write and are made way for.
     pub fn is_watched(&self, now: Duration) -> bool {
-        self.inner.lock().share(now, self.factor).is_some()
+        self.factor > 0 && self.inner.lock().is_written_to(now)
     }
 
     /// What the next step may be, if `most` records are the most that it may have at all.

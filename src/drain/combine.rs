@@ -1,14 +1,18 @@
-//! Adjacent rows of one kind become one upstream batch, so that a backlog of single records drains many times faster
-//! than it was written. Rows keep their order: a row that cannot join ends the batch before it, because what is drained
-//! later would stand later in what `get` answers than on the node that took it live.
+//! Rows of one kind become one upstream batch, so that a backlog of single records drains many times faster than it was
+//! written. Rows change places for it only where nobody can tell afterwards: those of one record keep their order, and so
+//! do adds and upserts, because what is drained later would stand later in what `get` answers than on the node that took
+//! it live. What stands alone, and what may concern any record, is passed by nothing.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::chroma::{BatchLimits, Piece, splice};
+use crate::chroma::{BatchLimits, Op, Piece, splice};
 use crate::journal::PayloadRow;
+
+/// So many rows are passed at most to find more for one batch: the work on a page has an end.
+const MOST_PASSED: usize = 1024;
 
 /// Some rows, by position, and the request body that stands for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +23,7 @@ pub struct Batch {
     pub body: Bytes,
 }
 
-/// Rows of a lane in their order, each parsed once.
+/// Rows of a lane, each parsed once, in an order that is as good as theirs.
 pub struct Page {
     rows: Vec<PayloadRow>,
     /// What a row brings that may be combined.
@@ -28,7 +32,10 @@ pub struct Page {
 
 impl Page {
     pub fn new(rows: Vec<PayloadRow>) -> Self {
-        let pieces = rows.iter().map(piece).collect();
+        let pieces: Vec<_> = rows.iter().map(piece).collect();
+        let order = arrange(&rows, &pieces);
+        let mut parsed: Vec<_> = rows.into_iter().zip(pieces).map(Some).collect();
+        let (rows, pieces) = order.into_iter().filter_map(|place| parsed[place].take()).unzip();
         Self { rows, pieces }
     }
 
@@ -83,6 +90,43 @@ impl Page {
         }
         Some((end, ids.len()))
     }
+}
+
+/// Places of the rows in the order in which they are sent: those that can stand in one request come together.
+fn arrange(rows: &[PayloadRow], pieces: &[Option<Piece>]) -> Vec<usize> {
+    let creates = |place: usize| matches!(rows[place].op, Op::Add | Op::Upsert);
+    let mut order = Vec::with_capacity(rows.len());
+    let mut left: Vec<usize> = (0..rows.len()).collect();
+    while let Some(&first) = left.first() {
+        let Some(shape) = pieces[first].as_ref().map(|piece| piece.shape) else {
+            order.push(first);
+            left.remove(0);
+            continue;
+        };
+        let mut passed = Vec::new();
+        let mut records: HashSet<&str> = HashSet::new();
+        let mut end = left.len();
+        for (position, &place) in left.iter().enumerate() {
+            let Some(piece) = &pieces[place] else {
+                end = position;
+                break;
+            };
+            let is_alike = rows[place].op == rows[first].op && piece.shape == shape;
+            if is_alike && !piece.ids.iter().any(|id| records.contains(id.as_str())) {
+                order.push(place);
+                continue;
+            }
+            passed.push(place);
+            records.extend(piece.ids.iter().map(String::as_str));
+            if creates(first) && creates(place) || passed.len() == MOST_PASSED {
+                end = position + 1;
+                break;
+            }
+        }
+        passed.extend_from_slice(&left[end..]);
+        left = passed;
+    }
+    order
 }
 
 /// What a row that may be combined brings.
@@ -181,6 +225,86 @@ mod tests {
         ];
         let ranges: Vec<_> = plan(&rows, LIMITS).into_iter().map(|batch| batch.rows).collect();
         assert_eq!(ranges, vec![0..1, 1..3, 3..4, 4..5, 5..6]);
+    }
+
+    fn order(rows: &[PayloadRow]) -> Vec<usize> {
+        let pieces: Vec<_> = rows.iter().map(piece).collect();
+        arrange(rows, &pieces)
+    }
+
+    fn of(op: Op, id: &str) -> PayloadRow {
+        let embeddings = if op == Op::Delete { "" } else { r#","embeddings":[[1]]"# };
+        row(op, &format!(r#"{{"ids":["{id}"]{embeddings}}}"#))
+    }
+
+    #[test]
+    fn rows_of_one_kind_come_together_over_others_of_other_records() {
+        use Op::{Add, Delete, Update, Upsert};
+        let reindexed = [
+            of(Delete, "a"),
+            of(Add, "a"),
+            of(Delete, "b"),
+            of(Add, "b"),
+            of(Delete, "c"),
+        ];
+        assert_eq!(order(&reindexed), [0, 2, 4, 1, 3]);
+        assert_eq!(plan(&reindexed, LIMITS).len(), 2);
+        let one_record = [of(Delete, "a"), of(Add, "a"), of(Delete, "a"), of(Add, "a")];
+        assert_eq!(order(&one_record), [0, 1, 2, 3]);
+        let creating = [
+            of(Add, "a"),
+            of(Update, "x"),
+            of(Upsert, "b"),
+            of(Add, "c"),
+            of(Update, "y"),
+        ];
+        assert_eq!(order(&creating), [0, 1, 4, 2, 3], "what is made first stands first");
+    }
+
+    #[test]
+    fn nothing_passes_a_row_that_stands_alone_or_may_concern_any_record() {
+        use Op::{Add, Delete, Update};
+        let by_filter = row(Delete, r#"{"where":{"n":1}}"#);
+        let rows = [
+            of(Add, "a"),
+            of(Update, "x"),
+            by_filter,
+            of(Add, "b"),
+            of(Update, "y"),
+            of(Add, "c"),
+        ];
+        assert_eq!(order(&rows), [0, 1, 2, 3, 5, 4]);
+        let mut doubtful = of(Update, "y");
+        doubtful.in_doubt = true;
+        let rows = [of(Update, "x"), of(Add, "a"), doubtful, of(Update, "z")];
+        assert_eq!(order(&rows), [0, 1, 2, 3]);
+    }
+
+    proptest::proptest! {
+        /// Each record sees its writes in their order, creating writes keep theirs, and all rows are there.
+        #[test]
+        fn an_order_is_as_good_as_that_of_the_rows(kinds in proptest::collection::vec((0_u8..5, 0_u8..6), 0..60)) {
+            let rows: Vec<_> = kinds
+                .iter()
+                .map(|&(kind, id)| match kind {
+                    0 => of(Op::Add, &id.to_string()),
+                    1 => of(Op::Upsert, &id.to_string()),
+                    2 => of(Op::Update, &id.to_string()),
+                    3 => of(Op::Delete, &id.to_string()),
+                    _ => row(Op::Delete, r#"{"where":{"n":1}}"#),
+                })
+                .collect();
+            let order = order(&rows);
+            let among = |keep: &dyn Fn(usize) -> bool| order.iter().copied().filter(|&place| keep(place)).collect::<Vec<_>>();
+            let is_filter = |place: usize| kinds[place].0 == 4;
+            let mut all = order.clone();
+            all.sort_unstable();
+            assert_eq!(all, (0..rows.len()).collect::<Vec<_>>());
+            assert!(among(&|place| kinds[place].0 < 2 || is_filter(place)).is_sorted());
+            for id in 0..6 {
+                assert!(among(&|place| kinds[place].1 == id || is_filter(place)).is_sorted());
+            }
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,8 +51,9 @@ const LAST_ATTEMPTS: i32 = 25;
 const HANDOVER_STEPS: usize = 8;
 const WATCHED_HANDOVER_STEPS: usize = 1;
 const WATCHED_HANDOVER_ROUNDS: u32 = 3;
-/// After so many rounds it is looked whether the backlog still shrinks; if not, writers are faster and the lane is taken.
-const PATIENCE: usize = 20;
+/// After so long it is looked whether the backlog shrinks: if its writers add more than half of what the drain takes away,
+/// the lane is taken.
+const LOOK: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -187,8 +188,8 @@ fn goes_on(core: &Core, node: NodeIndex) -> bool {
 /// Applies a lane's rows to the node until it is in step or something stops it.
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
-    let (mut rounds, mut short_rounds, mut attempts) = (0, 0, 0);
-    let mut pending_then = u64::MAX;
+    let (mut short_rounds, mut attempts) = (0, 0);
+    let (mut looked, mut pending_then, mut applied) = (core.env.now(), scope.pairs(core)[node].pending(), 0);
     let _draining = core.foreground.drain(core.env.now(), node);
     while goes_on(core, node) {
         let pair = &scope.pairs(core)[node];
@@ -205,7 +206,6 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             }
             fenced = true;
         }
-        rounds += 1;
         // The last row that was removed is still counted.
         let is_rest = page.rows().len() as u64 + 1 >= pair.pending();
         let (limits, is_watched) = limits(core);
@@ -218,7 +218,11 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         let is_busy = core.foreground.others_are_drained(core.env.now(), node);
         let insists = short_rounds > WATCHED_HANDOVER_ROUNDS && !is_busy;
         let is_time = page.rows().is_empty() || !is_watched || insists;
-        let losing = rounds % PATIENCE == 0 && std::mem::replace(&mut pending_then, pair.pending()) <= pair.pending();
+        let (now, mut losing) = (core.env.now(), false);
+        if now.saturating_sub(looked) >= LOOK {
+            losing = pending_then.saturating_sub(pair.pending()) < applied / 2;
+            (looked, pending_then, applied) = (now, pair.pending(), 0);
+        }
         if (is_rest && is_short && is_time) || losing {
             let limit = handover_limit(core, node, scope, attempts);
             attempts += 1;
@@ -230,6 +234,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         if let Step::Stop(end) = apply_page(core, node, scope, &page, Pace::Braked).await {
             return end;
         }
+        applied += page.rows().len() as u64;
     }
     End::Pause
 }
@@ -303,7 +308,7 @@ fn nothing_left(core: &Core, node: NodeIndex, scope: &Scope) {
     core.behind.lock().remove(&(node, scope.generation()));
 }
 
-/// Applies rows by a job that runs on when the limit is over or the node goes down: then this gives its receiver.
+/// Applies rows by a job that ends its step when the limit is over or the node goes down: then this gives its receiver.
 async fn apply_in_time(
     core: &Arc<Core>,
     node: NodeIndex,
@@ -312,16 +317,19 @@ async fn apply_in_time(
     limit: &mut (impl Future<Output = ()> + Unpin),
 ) -> Result<Option<Step>, oneshot::Receiver<Step>> {
     let (done, mut applied) = oneshot::channel();
-    let (job, its_scope) = (core.clone(), scope.clone());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (job, its_scope, pace) = (core.clone(), scope.clone(), Pace::Held(is_over.clone()));
     core.spawn_job(async move {
-        let _ = done.send(apply_page(&job, node, &its_scope, &page, Pace::Unbraked).await);
+        let _ = done.send(apply_page(&job, node, &its_scope, &page, pace).await);
     });
     tokio::select! {
         biased;
-        step = &mut applied => Ok(step.ok()),
-        () = core.cluster.node(node).until_down() => Err(applied),
-        () = limit => Err(applied),
+        step = &mut applied => return Ok(step.ok()),
+        () = core.cluster.node(node).until_down() => {}
+        () = limit => {}
     }
+    is_over.store(true, Ordering::SeqCst);
+    Err(applied)
 }
 
 /// Applies everything that is left, for a repair that holds the lane and has claimed it from the drain. True: the node

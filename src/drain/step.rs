@@ -1,7 +1,7 @@
 //! One step after another: rows become a request, and go when it is answered.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::combine::Page;
@@ -23,19 +23,21 @@ pub(super) fn limits(core: &Core) -> (BatchLimits, bool) {
     (limits, allowed.is_watched)
 }
 
-/// Whether there are pauses between steps. Whoever holds the lane makes none: its writers wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether there are pauses between steps.
+#[derive(Debug)]
 pub(super) enum Pace {
     Braked,
-    Unbraked,
+    /// The lane is held, and its writers wait: there are none, until the lane is given back. Then it is over after the
+    /// step that is under way.
+    Held(Arc<AtomicBool>),
 }
 
 impl Pace {
     /// A step with so many records is over.
-    async fn stepped(self, core: &Core, records: usize, took: Duration) {
+    async fn stepped(&self, core: &Core, records: usize, took: Duration) {
         let now = core.env.now();
         core.foreground.applied(now, records, took);
-        if self == Self::Braked {
+        if matches!(self, Self::Braked) {
             let pause = core.foreground.pause(now, took);
             if !pause.is_zero() {
                 core.env.sleep(pause).await;
@@ -81,8 +83,11 @@ pub(super) async fn apply_page(core: &Arc<Core>, node: NodeIndex, scope: &Scope,
                 );
                 done += rows.len();
                 pace.stepped(core, records, took).await;
-                if pace == Pace::Braked && !goes_on(core, node) {
-                    return Step::Stop(End::Pause);
+                match &pace {
+                    Pace::Braked if !goes_on(core, node) => return Step::Stop(End::Pause),
+                    // What is left is read again.
+                    Pace::Held(is_over) if is_over.load(Ordering::SeqCst) => return Step::Applied,
+                    _ => {}
                 }
             }
         }
@@ -105,8 +110,9 @@ pub(super) async fn finish(
     }
     fault::point("drain-committed");
     let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
-    let last = rows.last().map_or(0, |row| row.created_at.timestamp_micros());
-    scope.pairs(core)[node].remove_applied(rows.len() as u64, bytes, last);
+    // Rows before it are gone; of those behind it some may be.
+    let first = rows.first().map_or(0, |row| row.created_at.timestamp_micros());
+    scope.pairs(core)[node].remove_applied(rows.len() as u64, bytes, first);
     core.counters.replayed.fetch_add(rows.len() as u64, Ordering::Relaxed);
     Step::Applied
 }

@@ -61,6 +61,35 @@ async fn a_refused_batch_is_taken_apart_and_only_the_bad_entry_is_left_to_repair
     assert_eq!(stage.usable(&c), [A]);
 }
 
+/// Documents that are indexed anew: each is deleted and added. The node gets few requests, and ends in the same order.
+#[tokio::test(start_paused = true)]
+async fn a_backlog_of_deletes_and_adds_takes_few_requests() {
+    let stage = Stage::new(7).await;
+    let c = stage.create("c").await;
+    let ids: [&'static str; 5] = ["p", "q", "r", "s", "t"];
+    for (n, id) in (1..).zip(ids) {
+        assert_eq!(stage.upsert(&c, id, n).await.status, 200);
+    }
+    stage.down(B);
+    for (n, id) in (11..).zip(["s", "p", "r"]) {
+        let delete = json!({"ids": [id]});
+        assert_eq!(stage.write(&c, RecordWrite::Delete, delete).await.status, 200);
+        let added = stage.write(&c, RecordWrite::Add, value(id, n)).await;
+        assert_eq!(added.status, 201, "{}", text(&added));
+        let update = json!({"ids": ["q"], "metadatas": [{"n": n}]});
+        assert_eq!(stage.write(&c, RecordWrite::Update, update).await.status, 200);
+    }
+    stage.b().forget_requests();
+    stage.up(B).await;
+    stage.drained().await;
+    assert_eq!(stage.b().trace(), ["canary", "s+p+r", "w11+w12+w13", "q", "q", "q"]);
+    assert_eq!(
+        stage.documents(B, "c").into_iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        ["q", "t", "s", "p", "r"]
+    );
+    stage.assert_converged();
+}
+
 /// S13, S32: [update of an absent id, then a write that makes it]. A second pass over both would apply the update.
 #[tokio::test(start_paused = true)]
 async fn s32_a_batch_whose_removal_failed_is_removed_before_the_next_is_sent() {
