@@ -20,7 +20,7 @@ mod record;
 mod step;
 mod trouble;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,10 +31,11 @@ use tokio::sync::oneshot;
 
 use crate::chroma::{Generation, Op};
 use crate::cluster::NodeIndex;
+use crate::env::within;
 use crate::fault;
 use crate::journal::PayloadRow;
 use crate::mirror::{Core, Scope};
-use combine::Page;
+use combine::{Page, Rows};
 use step::{Pace, apply_page, limits};
 
 pub use brake::Foreground;
@@ -54,6 +55,9 @@ const WATCHED_HANDOVER_ROUNDS: u32 = 3;
 /// After so long it is looked whether the backlog shrinks: if its writers add more than half of what the drain takes away,
 /// the lane is taken.
 const LOOK: Duration = Duration::from_secs(3);
+/// The node is asked for so many records at most, and for so long: without the answer there are more requests.
+const MOST_ASKED: usize = 5000;
+const ASK_LIMIT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -363,7 +367,7 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
     }
 }
 
-async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Page, crate::journal::JournalError> {
+async fn read(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Result<Page, crate::journal::JournalError> {
     let name = &core.cluster.node(node).name;
     let settings = &core.settings;
     let rows = core
@@ -371,7 +375,16 @@ async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Page, crate
         .journal()
         .payloads(name, scope.generation(), settings.drain_rows, settings.drain_bytes)
         .await?;
-    Ok(Page::new(rows))
+    let rows = Rows::new(rows);
+    let asks = rows.asks();
+    let exists = match scope {
+        Scope::Collection(collection) if !asks.is_empty() && asks.len() <= MOST_ASKED => {
+            let exists = record::existing(core, node, collection, &asks);
+            within(&core.env, ASK_LIMIT, exists).await.flatten().unwrap_or_default()
+        }
+        _ => HashSet::new(),
+    };
+    Ok(rows.arranged(&exists))
 }
 
 /// Records that a row speaks of; `None`: not records, or it cannot be told.
