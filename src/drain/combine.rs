@@ -1,9 +1,9 @@
 //! Rows of one kind become one upstream batch, so that a backlog of single records drains many times faster than it was
 //! written. Rows change places for it only where nobody can tell afterwards: those of one record keep their order, and so
-//! do those that make records, because what is made later stands later in what `get` answers. An upsert of a record that
-//! the node has makes none. What stands alone, and what may concern any record, is passed by nothing.
+//! do adds and upserts, because what is drained later would stand later in what `get` answers than on the node that took
+//! it live. What stands alone, and what may concern any record, is passed by nothing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -11,8 +11,8 @@ use bytes::Bytes;
 use crate::chroma::{BatchLimits, Op, Piece, splice};
 use crate::journal::PayloadRow;
 
-/// So many rows are passed at most to find more for one batch: the work on a page has an end.
-const MOST_PASSED: usize = 1024;
+/// When so many records were passed, no more rows are looked for that might join: the work on a page is bounded.
+const MOST_PASSED: usize = 4096;
 
 /// Some rows, by position, and the request body that stands for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,124 +23,22 @@ pub struct Batch {
     pub body: Bytes,
 }
 
-/// Rows of a lane in their order, each parsed once.
-pub struct Rows {
+/// Rows of a lane, each parsed once, in an order that is as good as theirs.
+pub struct Page {
     rows: Vec<PayloadRow>,
     /// What a row brings that may be combined.
     pieces: Vec<Option<Piece>>,
 }
 
-impl Rows {
+impl Page {
     pub fn new(rows: Vec<PayloadRow>) -> Self {
-        let pieces = rows.iter().map(piece).collect();
+        let pieces: Vec<_> = rows.iter().map(piece).collect();
+        let order = arrange(&rows, &pieces);
+        let mut parsed: Vec<_> = rows.into_iter().zip(pieces).map(Some).collect();
+        let (rows, pieces) = order.into_iter().filter_map(|place| parsed[place].take()).unzip();
         Self { rows, pieces }
     }
 
-    /// Records of which it helps to know whether the node has them: those of upserts, if there are adds as well.
-    pub fn asks(&self) -> BTreeSet<&str> {
-        let mixed = [Op::Add, Op::Upsert]
-            .iter()
-            .all(|op| self.rows.iter().any(|row| row.op == *op));
-        let upserts = self
-            .rows
-            .iter()
-            .zip(&self.pieces)
-            .filter(|(row, _)| mixed && row.op == Op::Upsert);
-        upserts
-            .flat_map(|(_, piece)| piece.iter().flat_map(|piece| &piece.ids))
-            .map(String::as_str)
-            .collect()
-    }
-
-    /// In an order that is as good as theirs, where those that can stand in one request come together. The node has
-    /// these records.
-    pub fn arranged(self, exists: &HashSet<String>) -> Page {
-        let order = self.order(exists);
-        let mut parsed: Vec<_> = self.rows.into_iter().zip(self.pieces).map(Some).collect();
-        let (rows, pieces) = order.into_iter().filter_map(|place| parsed[place].take()).unzip();
-        Page { rows, pieces }
-    }
-
-    fn order(&self, exists: &HashSet<String>) -> Vec<usize> {
-        let creates = self.creating(exists);
-        let mut order = Vec::with_capacity(self.rows.len());
-        let mut left: Vec<usize> = (0..self.rows.len()).collect();
-        while let Some(&first) = left.first() {
-            let Some(shape) = self.pieces[first].as_ref().map(|piece| piece.shape) else {
-                order.push(first);
-                left.remove(0);
-                continue;
-            };
-            let mut passed = Vec::new();
-            let (mut records, mut creating_is_passed) = (HashSet::<&str>::new(), false);
-            let mut end = left.len();
-            for (position, &place) in left.iter().enumerate() {
-                let Some(piece) = &self.pieces[place] else {
-                    end = position;
-                    break;
-                };
-                let joins = self.rows[place].op == self.rows[first].op
-                    && piece.shape == shape
-                    && !(creates[place] && creating_is_passed)
-                    && !piece.ids.iter().any(|id| records.contains(id.as_str()));
-                if joins {
-                    order.push(place);
-                    continue;
-                }
-                passed.push(place);
-                records.extend(piece.ids.iter().map(String::as_str));
-                creating_is_passed |= creates[place];
-                if passed.len() == MOST_PASSED {
-                    end = position + 1;
-                    break;
-                }
-            }
-            passed.extend_from_slice(&left[end..]);
-            left = passed;
-        }
-        order
-    }
-
-    /// Whether each row may make records that the node does not have then.
-    fn creating(&self, exists: &HashSet<String>) -> Vec<bool> {
-        let mut exists: HashSet<&str> = exists.iter().map(String::as_str).collect();
-        let rows = self.rows.iter().zip(&self.pieces);
-        rows.map(|(row, piece)| {
-            let Some(piece) = piece else {
-                exists.clear();
-                return true;
-            };
-            let ids = piece.ids.iter().map(String::as_str);
-            match row.op {
-                Op::Add => {
-                    exists.extend(ids);
-                    true
-                }
-                Op::Upsert => {
-                    let creates = ids.clone().any(|id| !exists.contains(id));
-                    exists.extend(ids);
-                    creates
-                }
-                Op::Delete => {
-                    for id in ids {
-                        exists.remove(id);
-                    }
-                    false
-                }
-                _ => false,
-            }
-        })
-        .collect()
-    }
-}
-
-/// Rows in the order in which they are sent.
-pub struct Page {
-    rows: Vec<PayloadRow>,
-    pieces: Vec<Option<Piece>>,
-}
-
-impl Page {
     pub fn rows(&self) -> &[PayloadRow] {
         &self.rows
     }
@@ -194,6 +92,43 @@ impl Page {
     }
 }
 
+/// Places of the rows in the order in which they are sent: those that can stand in one request come together.
+fn arrange(rows: &[PayloadRow], pieces: &[Option<Piece>]) -> Vec<usize> {
+    let creates = |place: usize| matches!(rows[place].op, Op::Add | Op::Upsert);
+    let mut order = Vec::with_capacity(rows.len());
+    let mut left: Vec<usize> = (0..rows.len()).collect();
+    while let Some(&first) = left.first() {
+        let Some(shape) = pieces[first].as_ref().map(|piece| piece.shape) else {
+            order.push(first);
+            left.remove(0);
+            continue;
+        };
+        let mut passed = Vec::new();
+        let mut records: HashSet<&str> = HashSet::new();
+        let mut end = left.len();
+        for (position, &place) in left.iter().enumerate() {
+            let Some(piece) = &pieces[place] else {
+                end = position;
+                break;
+            };
+            let is_alike = rows[place].op == rows[first].op && piece.shape == shape;
+            if is_alike && !piece.ids.iter().any(|id| records.contains(id.as_str())) {
+                order.push(place);
+                continue;
+            }
+            passed.push(place);
+            records.extend(piece.ids.iter().map(String::as_str));
+            if creates(first) && creates(place) || records.len() >= MOST_PASSED {
+                end = position + 1;
+                break;
+            }
+        }
+        passed.extend_from_slice(&left[end..]);
+        left = passed;
+    }
+    order
+}
+
 /// What a row that may be combined brings.
 fn piece(row: &PayloadRow) -> Option<Piece> {
     if !row.op.is_record() || row.refused || row.in_doubt {
@@ -232,7 +167,7 @@ mod tests {
     }
 
     fn plan(rows: &[PayloadRow], limits: BatchLimits) -> Vec<Batch> {
-        let page = Rows::new(rows.to_vec()).arranged(&HashSet::new());
+        let page = Page::new(rows.to_vec());
         let next = |start: usize| page.batch(start, limits);
         let batches: Vec<Batch> = std::iter::successors(next(0), |batch| next(batch.rows.end)).collect();
         assert_eq!(page.batches(limits), batches.len());
@@ -292,9 +227,9 @@ mod tests {
         assert_eq!(ranges, vec![0..1, 1..3, 3..4, 4..5, 5..6]);
     }
 
-    fn order(rows: &[PayloadRow], exists: &[&str]) -> Vec<usize> {
-        let exists = exists.iter().map(|&id| id.to_owned()).collect();
-        Rows::new(rows.to_vec()).order(&exists)
+    fn order(rows: &[PayloadRow]) -> Vec<usize> {
+        let pieces: Vec<_> = rows.iter().map(piece).collect();
+        arrange(rows, &pieces)
     }
 
     fn of(op: Op, id: &str) -> PayloadRow {
@@ -312,10 +247,10 @@ mod tests {
             of(Add, "b"),
             of(Delete, "c"),
         ];
-        assert_eq!(order(&reindexed, &[]), [0, 2, 4, 1, 3]);
+        assert_eq!(order(&reindexed), [0, 2, 4, 1, 3]);
         assert_eq!(plan(&reindexed, LIMITS).len(), 2);
         let one_record = [of(Delete, "a"), of(Add, "a"), of(Delete, "a"), of(Add, "a")];
-        assert_eq!(order(&one_record, &[]), [0, 1, 2, 3]);
+        assert_eq!(order(&one_record), [0, 1, 2, 3]);
         let creating = [
             of(Add, "a"),
             of(Update, "x"),
@@ -323,33 +258,7 @@ mod tests {
             of(Add, "c"),
             of(Update, "y"),
         ];
-        assert_eq!(
-            order(&creating, &[]),
-            [0, 1, 4, 2, 3],
-            "what is made first stands first"
-        );
-        assert_eq!(order(&creating, &["b"]), [0, 3, 1, 4, 2], "the node has it already");
-        let again = [of(Add, "a"), of(Upsert, "a"), of(Add, "b"), of(Upsert, "b")];
-        assert_eq!(order(&again, &[]), [0, 2, 1, 3], "the page makes them itself");
-        let anew = [of(Add, "a"), of(Delete, "b"), of(Upsert, "b"), of(Add, "c")];
-        assert_eq!(order(&anew, &["b"]), [0, 1, 2, 3], "it has it no more");
-    }
-
-    #[test]
-    fn it_is_asked_for_records_only_where_that_helps() {
-        use Op::{Add, Update, Upsert};
-        let asks = |rows: &[PayloadRow]| {
-            Rows::new(rows.to_vec())
-                .asks()
-                .into_iter()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(asks(&[of(Upsert, "a"), of(Update, "b")]), [""; 0]);
-        assert_eq!(
-            asks(&[of(Upsert, "b"), of(Add, "c"), of(Upsert, "a"), of(Upsert, "a")]),
-            ["a", "b"]
-        );
+        assert_eq!(order(&creating), [0, 1, 4, 2, 3], "what is made first stands first");
     }
 
     #[test]
@@ -364,20 +273,17 @@ mod tests {
             of(Update, "y"),
             of(Add, "c"),
         ];
-        assert_eq!(order(&rows, &[]), [0, 1, 2, 3, 5, 4]);
+        assert_eq!(order(&rows), [0, 1, 2, 3, 5, 4]);
         let mut doubtful = of(Update, "y");
         doubtful.in_doubt = true;
         let rows = [of(Update, "x"), of(Add, "a"), doubtful, of(Update, "z")];
-        assert_eq!(order(&rows, &[]), [0, 1, 2, 3]);
+        assert_eq!(order(&rows), [0, 1, 2, 3]);
     }
 
     proptest::proptest! {
-        /// Played on the records that are there, it comes to the same: values, and which stands before which.
+        /// Each record sees its writes in their order, creating writes keep theirs, and all rows are there.
         #[test]
-        fn an_order_is_as_good_as_that_of_the_rows(
-            kinds in proptest::collection::vec((0_u8..5, 0_u8..6), 0..60),
-            there in proptest::collection::vec(0_u8..6, 0..6),
-        ) {
+        fn an_order_is_as_good_as_that_of_the_rows(kinds in proptest::collection::vec((0_u8..5, 0_u8..6), 0..60)) {
             let rows: Vec<_> = kinds
                 .iter()
                 .map(|&(kind, id)| match kind {
@@ -388,36 +294,16 @@ mod tests {
                     _ => row(Op::Delete, r#"{"where":{"n":1}}"#),
                 })
                 .collect();
-            // Which records there are in which order, and what was done to each.
-            let play = |order: &[usize]| {
-                let mut records: Vec<(u8, Vec<usize>)> = vec![];
-                for id in &there {
-                    if records.iter().all(|(other, _)| other != id) {
-                        records.push((*id, vec![]));
-                    }
-                }
-                let mut seen = vec![];
-                for &place in order {
-                    let (kind, id) = kinds[place];
-                    let found = records.iter().position(|(other, _)| *other == id);
-                    match (kind, found) {
-                        (0 | 1, None) => records.push((id, vec![place])),
-                        (1 | 2, Some(found)) => records[found].1.push(place),
-                        (3, Some(found)) => drop(records.remove(found)),
-                        (4, _) => seen.push(records.clone()),
-                        _ => {}
-                    }
-                }
-                (records, seen)
-            };
-            let names: Vec<String> = there.iter().map(u8::to_string).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let order = order(&rows, &names);
+            let order = order(&rows);
+            let among = |keep: &dyn Fn(usize) -> bool| order.iter().copied().filter(|&place| keep(place)).collect::<Vec<_>>();
+            let is_filter = |place: usize| kinds[place].0 == 4;
             let mut all = order.clone();
             all.sort_unstable();
-            let written: Vec<usize> = (0..rows.len()).collect();
-            assert_eq!(all, written);
-            assert_eq!(play(&order), play(&written));
+            assert_eq!(all, (0..rows.len()).collect::<Vec<_>>());
+            assert!(among(&|place| kinds[place].0 < 2 || is_filter(place)).is_sorted());
+            for id in 0..6 {
+                assert!(among(&|place| kinds[place].1 == id || is_filter(place)).is_sorted());
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The drain: brings a node that missed entries back in step.
 //!
-//! One service per node. Rows are applied in order within a lane; lanes side by side. A step's rows are removed by a
+//! One service per node. Rows are applied within a lane in an order that is as good as theirs (`combine.rs`); lanes side by
+//! side. A step's rows are removed by a
 //! commit before the next step is sent (schedule S32), so a crash repeats at most one step, and a step is one upstream
 //! request of one kind, which is idempotent on its own (chroma-facts.md 3.1). The last rows are applied while holding
 //! the lane, so that the node joins it exactly between two writes (design.md R1).
@@ -20,7 +21,7 @@ mod record;
 mod step;
 mod trouble;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,11 +32,10 @@ use tokio::sync::oneshot;
 
 use crate::chroma::{Generation, Op};
 use crate::cluster::NodeIndex;
-use crate::env::within;
 use crate::fault;
 use crate::journal::PayloadRow;
 use crate::mirror::{Core, Scope};
-use combine::{Page, Rows};
+use combine::Page;
 use step::{Pace, apply_page, limits};
 
 pub use brake::Foreground;
@@ -52,12 +52,9 @@ const LAST_ATTEMPTS: i32 = 25;
 const HANDOVER_STEPS: usize = 8;
 const WATCHED_HANDOVER_STEPS: usize = 1;
 const WATCHED_HANDOVER_ROUNDS: u32 = 3;
-/// After so long it is looked whether the backlog shrinks: if its writers add more than half of what the drain takes away,
-/// the lane is taken.
+/// After so long it is looked whether the backlog shrinks. If its writers add more than half of what the drain takes away,
+/// and as much as is left was applied since, the lane is taken; also if it does not shrink at all.
 const LOOK: Duration = Duration::from_secs(3);
-/// The node is asked for so many records at most, and for so long: without the answer there are more requests.
-const MOST_ASKED: usize = 5000;
-const ASK_LIMIT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -221,18 +218,23 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         short_rounds += u32::from(is_rest && is_short);
         let is_busy = core.foreground.others_are_drained(core.env.now(), node);
         let insists = short_rounds > WATCHED_HANDOVER_ROUNDS && !is_busy;
-        let is_time = page.rows().is_empty() || !is_watched || insists;
+        let is_time = !is_watched || insists;
         let (now, mut losing) = (core.env.now(), false);
         if now.saturating_sub(looked) >= LOOK {
-            losing = pending_then.saturating_sub(pair.pending()) < applied / 2;
-            (looked, pending_then, applied) = (now, pair.pending(), 0);
+            let (left, shrunk) = (pair.pending(), pending_then.saturating_sub(pair.pending()));
+            losing = shrunk == 0 || (shrunk < applied / 2 && left <= applied);
+            (looked, pending_then, applied) = (now, left, 0);
         }
-        if (is_rest && is_short && is_time) || losing {
+        // What is counted may be more than there is.
+        if page.rows().is_empty() || (is_rest && is_short && is_time) || losing {
             let limit = handover_limit(core, node, scope, attempts);
             attempts += 1;
             match hand_over(core, node, scope, limit).await {
                 Some(end) => return end,
-                None => continue,
+                None => {
+                    (looked, pending_then, applied) = (core.env.now(), scope.pairs(core)[node].pending(), 0);
+                    continue;
+                }
             }
         }
         if let Step::Stop(end) = apply_page(core, node, scope, &page, Pace::Braked).await {
@@ -312,7 +314,8 @@ fn nothing_left(core: &Core, node: NodeIndex, scope: &Scope) {
     core.behind.lock().remove(&(node, scope.generation()));
 }
 
-/// Applies rows by a job that ends its step when the limit is over or the node goes down: then this gives its receiver.
+/// Applies rows by a job that ends what it sends just then when the limit is over or the node goes down: then this gives
+/// its receiver.
 async fn apply_in_time(
     core: &Arc<Core>,
     node: NodeIndex,
@@ -367,7 +370,7 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
     }
 }
 
-async fn read(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Result<Page, crate::journal::JournalError> {
+async fn read(core: &Core, node: NodeIndex, scope: &Scope) -> Result<Page, crate::journal::JournalError> {
     let name = &core.cluster.node(node).name;
     let settings = &core.settings;
     let rows = core
@@ -375,16 +378,7 @@ async fn read(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> Result<Page, 
         .journal()
         .payloads(name, scope.generation(), settings.drain_rows, settings.drain_bytes)
         .await?;
-    let rows = Rows::new(rows);
-    let asks = rows.asks();
-    let exists = match scope {
-        Scope::Collection(collection) if !asks.is_empty() && asks.len() <= MOST_ASKED => {
-            let exists = record::existing(core, node, collection, &asks);
-            within(&core.env, ASK_LIMIT, exists).await.flatten().unwrap_or_default()
-        }
-        _ => HashSet::new(),
-    };
-    Ok(rows.arranged(&exists))
+    Ok(Page::new(rows))
 }
 
 /// Records that a row speaks of; `None`: not records, or it cannot be told.

@@ -1,6 +1,5 @@
 //! Replaying record writes.
 
-use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +10,7 @@ use super::step::finish;
 use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refused};
 use super::{End, Step};
 use crate::catalog::Collection;
-use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_ids_answer, parse_record};
+use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
 use crate::cluster::{NodeIndex, NodeRequest};
 use crate::journal::PayloadRow;
 use crate::mirror::{Agreement, Core, Ids, NodeAnswer, Outcome, RepairWanted, Scope};
@@ -109,21 +108,6 @@ pub(super) async fn apply(
         Outcome::Unknown(_) if text(&answer).contains("Error sending message to compactor") => Step::Stop(End::Pause),
         Outcome::Unknown(_) => failed(core, node, &scope, first, &text(&answer)).await,
     }
-}
-
-/// Which of these records the node has; `None`: it cannot say now.
-pub(super) async fn existing(
-    core: &Arc<Core>,
-    node: NodeIndex,
-    collection: &Collection,
-    ids: &BTreeSet<&str>,
-) -> Option<HashSet<String>> {
-    let facts = collection.facts();
-    let path = node_path::record(&facts.tenant, &facts.database, collection.node_id(node)?, "get");
-    let body = serde_json::json!({"ids": ids, "include": []}).to_string();
-    let answer = core.bounded_read(node, NodeRequest::post(path, body)).await?;
-    let found = answer.is_success().then(|| parse_ids_answer(&answer.body))??;
-    Some(found.into_iter().collect())
 }
 
 pub(super) fn ids_of(row: &PayloadRow) -> Option<Vec<String>> {

@@ -110,7 +110,7 @@ pub(super) async fn finish(
     }
     fault::point("drain-committed");
     let bytes = rows.iter().map(|row| row.body.len() as u64).sum();
-    // Rows before it are gone; of those behind it some may be.
+    // About the oldest that is left: most before it are gone, and of those behind it some may be.
     let first = rows.first().map_or(0, |row| row.created_at.timestamp_micros());
     scope.pairs(core)[node].remove_applied(rows.len() as u64, bytes, first);
     core.counters.replayed.fetch_add(rows.len() as u64, Ordering::Relaxed);

@@ -94,39 +94,6 @@ async fn a_backlog_of_deletes_and_adds_takes_few_requests() {
     stage.assert_converged();
 }
 
-/// The node is asked which records it has: an upsert of one of them makes none, and may pass what does.
-#[tokio::test(start_paused = true)]
-async fn adds_are_gathered_over_upserts_of_records_that_the_node_has() {
-    for answers in [true, false] {
-        let stage = Stage::new(9).await;
-        let c = stage.create("c").await;
-        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
-        stage.down(B);
-        for (n, kind, id) in [
-            (2, RecordWrite::Add, "p"),
-            (3, RecordWrite::Upsert, "x"),
-            (4, RecordWrite::Add, "q"),
-            (5, RecordWrite::Upsert, "new"),
-            (6, RecordWrite::Add, "r"),
-        ] {
-            assert!(stage.write(&c, kind, value(id, n)).await.status < 300);
-        }
-        stage.b().forget_requests();
-        if !answers {
-            stage.b().fault("\"include\":[]", ALWAYS, REFUSED);
-        }
-        stage.up(B).await;
-        stage.drained().await;
-        let expected: &[&str] = match answers {
-            true => &["canary", "w2+w4", "w3+w5", "w6"],
-            false => &["canary", "w2", "w3", "w4", "w5", "w6"],
-        };
-        assert_eq!(stage.b().trace(), expected);
-        assert_eq!(stage.documents(A, "c"), stage.documents(B, "c"), "in the same order");
-        stage.assert_converged();
-    }
-}
-
 /// S13, S32: [update of an absent id, then a write that makes it]. A second pass over both would apply the update.
 #[tokio::test(start_paused = true)]
 async fn s32_a_batch_whose_removal_failed_is_removed_before_the_next_is_sent() {
