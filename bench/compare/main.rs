@@ -4,8 +4,6 @@
 mod backlog;
 mod bare;
 mod clients;
-#[allow(dead_code, reason = "each of the benches uses a part of it")]
-#[path = "../common.rs"]
 mod common;
 mod failover;
 #[allow(dead_code, unused_imports, unused_macros, reason = "the scenarios use more of it")]
@@ -84,9 +82,11 @@ impl Plan {
 }
 
 /// Parts by name, with the title of their section, in the order of the page.
-const PARTS: [(&str, &str); 10] = [
+const PARTS: [(&str, &str); 12] = [
     ("stub", "Reads of a stub"),
     ("reads", "Reads of real servers"),
+    ("writer", "One writer"),
+    ("writer-postgres", "One writer, log in Postgres"),
     ("writers", "Writers"),
     ("writers-postgres", "Writers, log in Postgres"),
     ("journal", "Journal"),
@@ -156,6 +156,8 @@ fn main() -> ExitCode {
             match part {
                 "stub" => reads::stub(&plan).await.into(),
                 "reads" => reads::real(&plan).await.into(),
+                "writer" => writers::run_one(&plan, Journal::Sqlite).await.into(),
+                "writer-postgres" => writers::run_one(&plan, Journal::Postgres).await.into(),
                 "writers" => writers::run(&plan, Journal::Sqlite).await.into(),
                 "writers-postgres" => writers::run(&plan, Journal::Postgres).await.into(),
                 "journal" => journal::run_all(&plan).await.into(),

@@ -73,8 +73,7 @@ const fn shape(title: &'static str, clients: usize, collections: usize, kind: Ki
 
 const ONE: Shape = shape("1 writer", 1, 1, Kind::Single);
 
-const SHAPES: [Shape; 7] = [
-    ONE,
+const SHAPES: [Shape; 6] = [
     shape("8 writers, one collection", 8, 1, Kind::Single),
     shape("64 writers, one collection", 64, 1, Kind::Single),
     shape("8 writers, 8 collections", 8, 8, Kind::Single),
@@ -307,30 +306,16 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
     text + ".\n\n"
 }
 
-/// All loads, over one kind of log.
-pub async fn run(plan: &Plan, journal: Journal) -> String {
-    let name = format!("writers-{journal:?}").to_lowercase();
-    let (cluster, _) = common::start_with(&name, journal, 1, Options::default()).await;
-    let mut cast = Cast {
-        cluster,
-        always: Some(Pair::start(&format!("{name}-always"), journal, "payload: always", None).await),
-        other: match &plan.other {
-            Some((binary, _)) => {
-                Some(Pair::start(&format!("{name}-other"), journal, "payload: missed", Some(binary)).await)
-            }
-            None => None,
-        },
-    };
+/// Shapes of load, over one kind of log.
+async fn run_shapes(plan: &Plan, cast: &Cast, shapes: &[Shape], journal: Journal) -> String {
     let mut text = format!(
         "{} rounds of {} s; records of {DIMENSION} dimensions (base64), one document and one metadata key; every arm writes \
          to new collections in every round; log: {journal:?}.\n\n",
         plan.rounds, plan.seconds
     );
     let others = Others::start();
-    for shape in &SHAPES {
-        text += &measure(plan, &cast, shape).await;
-        // They are there for one load, and would take their share of the machine from the others.
-        (cast.always, cast.other) = (None, None);
+    for shape in shapes {
+        text += &measure(plan, cast, shape).await;
     }
     text += &format!("Other programs: {:.2} cores.\n", others.cores());
     let status = cast.cluster.diptych.status().await;
@@ -340,4 +325,33 @@ pub async fn run(plan: &Plan, journal: Journal) -> String {
         }
     }
     text
+}
+
+/// One writer, with what a mirror costs at least beside it, and with what each setting of the log costs.
+pub async fn run_one(plan: &Plan, journal: Journal) -> String {
+    let name = format!("writer-{journal:?}").to_lowercase();
+    let (cluster, _) = common::start_with(&name, journal, 1, Options::default()).await;
+    let cast = Cast {
+        cluster,
+        always: Some(Pair::start(&format!("{name}-always"), journal, "payload: always", None).await),
+        other: match &plan.other {
+            Some((binary, _)) => {
+                Some(Pair::start(&format!("{name}-other"), journal, "payload: missed", Some(binary)).await)
+            }
+            None => None,
+        },
+    };
+    run_shapes(plan, &cast, &[ONE], journal).await
+}
+
+/// Many writers.
+pub async fn run(plan: &Plan, journal: Journal) -> String {
+    let name = format!("writers-{journal:?}").to_lowercase();
+    let (cluster, _) = common::start_with(&name, journal, 1, Options::default()).await;
+    let cast = Cast {
+        cluster,
+        always: None,
+        other: None,
+    };
+    run_shapes(plan, &cast, &SHAPES, journal).await
 }

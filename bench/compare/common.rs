@@ -1,4 +1,4 @@
-//! What the end-to-end measurements share: the stage, a client that costs little, numbers.
+//! What the parts share: the stage, a record, numbers.
 //!
 //! Servers, journal and proxy are those of the scenarios (`tests/scenarios/harness`), with the proxy's default settings.
 
@@ -7,11 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Method, Request};
-use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::cluster::{Cluster, Options};
 use crate::harness::data::{Rng, base64_embedding};
@@ -58,71 +54,6 @@ pub async fn start_with(name: &str, journal: Journal, seed: u64, options: Option
     // The proxy is ready as soon as one node can serve; what is measured needs both.
     cluster.diptych.wait_drained().await;
     (cluster, dir)
-}
-
-/// Keeps its connections, sends at once, and never tries again: what goes wrong is seen.
-#[derive(Clone)]
-pub struct Client {
-    base: String,
-    inner: hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>,
-}
-
-pub struct Reply {
-    pub status: u16,
-    pub body: Bytes,
-}
-
-impl Client {
-    pub fn new(base: &str) -> Client {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let inner = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-            .retry_canceled_requests(false)
-            .build(connector);
-        Client {
-            base: base.into(),
-            inner,
-        }
-    }
-
-    pub async fn post(&self, path: &str, body: Bytes) -> Result<Reply, String> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|e| e.to_string())?;
-        let answer = self.inner.request(request).await.map_err(|e| match e.is_connect() {
-            true => "no connection".to_owned(),
-            false => format!("connection lost: {}", last_cause(&e)),
-        })?;
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await;
-        let body = body.map_err(|e| format!("answer cut: {}", last_cause(&e)))?.to_bytes();
-        Ok(Reply { status, body })
-    }
-}
-
-impl Reply {
-    /// The body if the status is a 2xx, else what kind of error it is.
-    pub fn ok(self) -> Result<Bytes, String> {
-        match self.status {
-            200..=299 => Ok(self.body),
-            status => {
-                let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-                let text = |key: &str| body[key].as_str().unwrap_or("?").to_owned();
-                Err(format!("{status} {}: {}", text("error"), text("message")))
-            }
-        }
-    }
-}
-
-fn last_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// The given percentile of numbers in any order, between neighbours where it falls there; NaN of none.
@@ -195,22 +126,6 @@ fn numbers(text: &str) -> Vec<f64> {
 
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(0, usize::from)
-}
-
-pub fn parse_journal(name: &str) -> Result<Journal, String> {
-    match name {
-        "sqlite" => Ok(Journal::Sqlite),
-        "postgres" => Ok(Journal::Postgres),
-        _ => Err("sqlite or postgres".into()),
-    }
-}
-
-/// Prints the report, and writes it where asked.
-pub fn publish(report: &str, out: Option<&Path>) {
-    println!("{report}");
-    if let Some(out) = out {
-        std::fs::write(out, report).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
-    }
 }
 
 /// Prints what the proxy complained about.
