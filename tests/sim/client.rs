@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use diptych::catalog::Collection;
-use diptych::chroma::{RecordWrite, node_path, parse_collection_object, parse_create, parse_delete, parse_record};
+use diptych::chroma::{RecordWrite, node_path, parse_collection_object, parse_create};
 use diptych::cluster::NodeRequest;
-use diptych::mirror::{Answer, Core, NamespaceWrite, RecordEntry};
+use diptych::mirror::{Answer, Core, NamespaceWrite};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::fakes::{DATABASE, Rng, TENANT};
+use crate::fakes::{DATABASE, Rng, TENANT, entry_of};
 use crate::history::{Effect, Fate, Fields, History, NameEffect, Read, Seen, Write, document_number};
 use crate::plan::{Plan, milliseconds};
 use crate::proxy::{Called, Proxy};
@@ -242,29 +242,7 @@ impl Client {
         settled: bool,
     ) -> (Fate, Option<usize>) {
         let (core, collection) = (proxy.core.clone(), collection.clone());
-        let called = proxy.call(async move {
-            let body = Bytes::from(body.to_string());
-            let (ids, has_embeddings, filter) = match kind {
-                RecordWrite::Delete => {
-                    let delete = parse_delete(&body).expect("a delete");
-                    let ids = delete.ids.clone().unwrap_or_default();
-                    (ids, false, delete.has_filter.then_some(delete))
-                }
-                _ => {
-                    let record = parse_record(kind, &body).expect("a record write");
-                    (record.ids, record.has_embeddings, None)
-                }
-            };
-            let entry = RecordEntry {
-                op: kind.into(),
-                body,
-                ids,
-                has_embeddings,
-                filter,
-                client: None,
-            };
-            core.submit(&collection, entry).await
-        });
+        let called = proxy.call(async move { core.submit(&collection, entry_of(None, kind, body)).await });
         match called.await {
             Called::Answered(answer) if answer.status == 400 && settled => (Fate::Refused, None),
             called => (fate_of(&called), deleted(&called)),

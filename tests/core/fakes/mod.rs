@@ -69,6 +69,30 @@ async fn answered(request: impl Future<Output = Answer>) -> Answer {
     tokio::time::timeout(PATIENCE, request).await.expect("an answer")
 }
 
+/// A record write of a client with this address, as the proxy understands it.
+pub fn entry_of(client: Option<IpAddr>, kind: RecordWrite, body: Value) -> RecordEntry {
+    let body = Bytes::from(body.to_string());
+    let (ids, has_embeddings, filter) = match kind {
+        RecordWrite::Delete => {
+            let delete = parse_delete(&body).expect("a delete");
+            let ids = delete.ids.clone().unwrap_or_default();
+            (ids, false, delete.has_filter.then_some(delete))
+        }
+        _ => {
+            let record = parse_record(kind, &body).expect("a record write");
+            (record.ids, record.has_embeddings, None)
+        }
+    };
+    RecordEntry {
+        op: kind.into(),
+        body,
+        ids,
+        has_embeddings,
+        filter,
+        client,
+    }
+}
+
 impl Stage {
     pub async fn new(seed: u64) -> Self {
         Self::with(seed, |_| {}).await
@@ -279,26 +303,7 @@ impl Stage {
         kind: RecordWrite,
         body: Value,
     ) -> Answer {
-        let body = Bytes::from(body.to_string());
-        let (ids, has_embeddings, filter) = match kind {
-            RecordWrite::Delete => {
-                let delete = parse_delete(&body).expect("a delete");
-                let ids = delete.ids.clone().unwrap_or_default();
-                (ids, false, delete.has_filter.then_some(delete))
-            }
-            _ => {
-                let record = parse_record(kind, &body).expect("a record write");
-                (record.ids, record.has_embeddings, None)
-            }
-        };
-        let entry = RecordEntry {
-            op: kind.into(),
-            body,
-            ids,
-            has_embeddings,
-            filter,
-            client,
-        };
+        let entry = entry_of(client, kind, body);
         answered(self.core.submit(collection, entry)).await
     }
 
