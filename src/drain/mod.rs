@@ -1,10 +1,9 @@
 //! The drain: brings a node that missed entries back in step.
 //!
 //! One service per node. Rows are applied within a lane in an order that is as good as theirs (`combine.rs`); lanes side by
-//! side. A step's rows are removed by a
-//! commit before the next step is sent (schedule S32), so a crash repeats at most one step, and a step is one upstream
-//! request of one kind, which is idempotent on its own (chroma-facts.md 3.1). The last rows are applied while holding
-//! the lane, so that the node joins it exactly between two writes (design.md R1).
+//! side. A step's rows are removed by a commit before the next step is sent (schedule S32), so a crash repeats at most one
+//! step, and a step is one upstream request of one kind, which is idempotent on its own (chroma-facts.md 3.1). The last
+//! rows are applied while holding the lane, so that the node joins it exactly between two writes (design.md R1).
 //!
 //! Record rows of a collection wait until the node has the collection, which the namespace's own rows see to; they are
 //! addressed by the node's UUID, so a rename does not concern them and a delete makes them moot. Beyond that the
@@ -186,11 +185,38 @@ fn goes_on(core: &Core, node: NodeIndex) -> bool {
     core.cluster.node(node).is_up() && !core.drain_paused.load(Ordering::SeqCst)
 }
 
+/// A lane's backlog at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Duration,
+    pending: u64,
+    /// Rows that were applied since.
+    applied: u64,
+}
+
+impl Look {
+    fn new(at: Duration, pending: u64) -> Self {
+        Self {
+            at,
+            pending,
+            applied: 0,
+        }
+    }
+
+    /// Its writers keep up with the drain, and holding the lane would end it, as far as that can be told; or it does not
+    /// shrink at all.
+    fn is_losing(self, now: Self) -> bool {
+        let shrunk = self.pending.saturating_sub(now.pending);
+        shrunk == 0 || (shrunk < self.applied / 2 && now.pending <= self.applied)
+    }
+}
+
 /// Applies a lane's rows to the node until it is in step or something stops it.
 async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
     let mut fenced = false;
     let (mut short_rounds, mut attempts) = (0, 0);
-    let (mut looked, mut pending_then, mut applied) = (core.env.now(), scope.pairs(core)[node].pending(), 0);
+    let look = || Look::new(core.env.now(), scope.pairs(core)[node].pending());
+    let mut last_look = look();
     let _draining = core.foreground.drain(core.env.now(), node);
     while goes_on(core, node) {
         let pair = &scope.pairs(core)[node];
@@ -219,12 +245,10 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         let is_busy = core.foreground.others_are_drained(core.env.now(), node);
         let insists = short_rounds > WATCHED_HANDOVER_ROUNDS && !is_busy;
         let is_time = !is_watched || insists;
-        let (now, mut losing) = (core.env.now(), false);
-        if now.saturating_sub(looked) >= LOOK {
-            let (left, shrunk) = (pair.pending(), pending_then.saturating_sub(pair.pending()));
-            losing = shrunk == 0 || (shrunk < applied / 2 && left <= applied);
-            (looked, pending_then, applied) = (now, left, 0);
-        }
+        let losing = match look() {
+            now if now.at.saturating_sub(last_look.at) >= LOOK => std::mem::replace(&mut last_look, now).is_losing(now),
+            _ => false,
+        };
         // What is counted may be more than there is.
         if page.rows().is_empty() || (is_rest && is_short && is_time) || losing {
             let limit = handover_limit(core, node, scope, attempts);
@@ -232,7 +256,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
             match hand_over(core, node, scope, limit).await {
                 Some(end) => return end,
                 None => {
-                    (looked, pending_then, applied) = (core.env.now(), scope.pairs(core)[node].pending(), 0);
+                    last_look = look();
                     continue;
                 }
             }
@@ -240,7 +264,7 @@ async fn drain_lane(core: &Arc<Core>, node: NodeIndex, scope: &Scope) -> End {
         if let Step::Stop(end) = apply_page(core, node, scope, &page, Pace::Braked).await {
             return end;
         }
-        applied += page.rows().len() as u64;
+        last_look.applied += page.rows().len() as u64;
     }
     End::Pause
 }
@@ -407,5 +431,21 @@ mod tests {
         assert_eq!(keys(two, &[one, three]), [three, one]);
         assert_eq!(keys(three, &[one, two, three]), [one, two, three]);
         assert_eq!(keys(one, &[]), []);
+    }
+
+    #[test]
+    fn a_lane_is_losing_when_its_writers_keep_up_and_holding_it_would_end_it() {
+        let is_losing = |pending, applied, left| {
+            let before = Look {
+                applied,
+                ..Look::new(Duration::ZERO, pending)
+            };
+            before.is_losing(Look::new(LOOK, left))
+        };
+        assert!(is_losing(250, 300, 240), "much is applied, little is gone");
+        assert!(!is_losing(250, 300, 90), "more than half of it is gone");
+        assert!(!is_losing(1_000_000, 300, 999_900), "a hold would not end it");
+        assert!(is_losing(1_000_000, 300, 1_000_100), "it grows");
+        assert!(is_losing(2, 0, 2), "more is counted than there is");
     }
 }
