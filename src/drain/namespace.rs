@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::record::text;
 use super::step::finish;
-use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refused};
+use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refusals, refused};
 use super::{End, Step};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
@@ -60,7 +60,7 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                         return Step::Stop(End::Pause);
                     };
                     let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
-                    if disagrees && core.another_has_authority(&Scope::Namespace, node) {
+                    if (row.refused || disagrees) && core.another_has_authority(&Scope::Namespace, node) {
                         let reason = format!("the node took a {} that another had refused", op.label());
                         changes.push(core.repair_row(&Scope::Namespace, node, RepairWanted::whole(row.lsn, reason)));
                     }
@@ -146,14 +146,20 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
         (Outcome::Refused { .. }, _) => {
             let scope = Scope::Namespace;
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
-            let what = refused(core, node, &scope, row);
+            let what = match row.refused {
+                true => Refused::Drop,
+                false => refused(core, node, &scope, row),
+            };
             if matches!(what, Refused::Drop | Refused::Repair) {
                 core.compare_outcome(row.lsn, false);
             }
             match what {
                 Refused::WaitForOthers => Step::Stop(End::Pause),
                 Refused::Keep => last_resort(core, node, &scope, row, reason).await,
-                Refused::Drop => finish(core, node, &scope, std::slice::from_ref(row), vec![]).await,
+                Refused::Drop => {
+                    let marks = refusals(core, node, row);
+                    finish(core, node, &scope, std::slice::from_ref(row), marks).await
+                }
                 Refused::Repair => needs_repair(core, node, &scope, row, reason).await,
             }
         }

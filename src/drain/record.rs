@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::combine::Batch;
 use super::step::finish;
-use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refused};
+use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refusals, refused};
 use super::{End, Step};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
@@ -41,8 +41,8 @@ pub(super) async fn apply(
             crate::metrics::drained_batch(rows.len());
             let mut repairs = vec![];
             for row in rows {
-                let unexpected = row.refused || core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
-                if !unexpected {
+                let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
+                if !row.refused && !disagrees {
                     continue;
                 }
                 let reason = format!("the node took a {} that another had refused", row.op.label());
@@ -80,13 +80,16 @@ pub(super) async fn apply(
             }
             Step::Applied
         }
-        Outcome::Refused { .. } if first.refused => finish(core, node, &scope, rows, vec![]).await,
+        Outcome::Refused { .. } if first.refused => {
+            core.compare_outcome(first.lsn, false);
+            finish(core, node, &scope, rows, vec![]).await
+        }
         Outcome::Refused { .. } => {
             let reason = format!("the node refused a {}: {}", first.op.label(), text(&answer));
             let repairs = match refused(core, node, &scope, first) {
                 Refused::WaitForOthers => return Step::Stop(End::Pause),
                 Refused::Keep => return last_resort(core, node, &scope, first, reason).await,
-                Refused::Drop => vec![],
+                Refused::Drop => refusals(core, node, first),
                 Refused::Repair => {
                     let wanted = RepairWanted::records(ids_of(first), first.lsn, reason);
                     vec![core.repair_row(&scope, node, wanted)]

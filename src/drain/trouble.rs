@@ -102,6 +102,17 @@ pub(super) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &Payload
     }
 }
 
+/// What goes with the row of an entry that has no effect here: the others, which may have it to do still, are expected to
+/// refuse it too. This process may not live to compare what they make of it.
+pub(super) fn refusals(core: &Core, node: NodeIndex, row: &PayloadRow) -> Vec<Change> {
+    let others = core.cluster.nodes().iter().filter(|other| other.index != node);
+    let marks = others.map(|other| Change::MarkRefused {
+        node: other.name.clone(),
+        lsn: row.lsn,
+    });
+    marks.collect()
+}
+
 /// Whether each other node is repaired because of this very entry: nobody had taken it then, so no client was told that
 /// it was done.
 fn others_had_it_to_do(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> bool {

@@ -52,7 +52,8 @@ pub struct PayloadRow {
     pub op: Op,
     /// The client's body as it came, UUIDs not translated; compressed in the database.
     pub body: Bytes,
-    /// The lead refused this entry; it is here because a refused add can still set a collection's dimension.
+    /// Another node refused this entry. It is here because a refused add can still set a collection's dimension, or
+    /// because no node had answered in time and the drain of that one was first: see [`Change::MarkRefused`].
     pub refused: bool,
     /// The node may have applied it already.
     pub in_doubt: bool,
@@ -273,6 +274,11 @@ pub enum Change {
     CountAttempt(Uuid),
     /// The node may have applied this row now.
     MarkInDoubt(Uuid),
+    /// Another node refused the entry that this node still has to do.
+    MarkRefused {
+        node: String,
+        lsn: Lsn,
+    },
     Park {
         id: Uuid,
         reason: String,

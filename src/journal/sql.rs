@@ -502,6 +502,12 @@ fn statements(change: &Change, dialect: Dialect, steps: &mut Vec<Step>) -> Resul
                 vec![Value::Id(*id), Value::Flag(true)],
             );
         }
+        Change::MarkRefused { node, lsn } => {
+            run(
+                "UPDATE diptych_payload_rows SET refused = $3 WHERE node = $1 AND lsn = $2",
+                vec![string(node), Value::Int(*lsn), Value::Flag(true)],
+            );
+        }
         Change::Park { id, reason } => {
             run(
                 "UPDATE diptych_payload_rows SET parked = $2 WHERE id = $1",

@@ -3,6 +3,8 @@
 //! The first proxy is not killed here: it has lost its term, so it can neither commit nor answer well any more, and what it
 //! has sent is on its way as after a kill.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diptych::chroma::RecordWrite;
@@ -78,6 +80,41 @@ async fn s01_a_delete_and_a_create_that_were_acked_are_not_replayed_after_a_kill
         healed(&next).await;
         assert_eq!(next.find("c").client_id, new.client_id);
         assert_eq!(next.documents(A, "c"), w(2), "by a reset: {by_reset}");
+    }
+}
+
+/// The refusal of one node outlives the proxy that heard it: the other node's row tells of it.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_what_nobody_had_answered_is_known_after_a_kill() {
+    for b_refuses_too in [false, true] {
+        let stage = Stage::new(107).await;
+        let c = stage.create("c").await;
+        assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+        stage.down(B);
+        stage.a().fault("\"w2\"", 1, Fault::ClosedBefore);
+        stage.a().fault("\"w2\"", 1, REFUSED);
+        stage.a().fault("/heartbeat", 1, Fault::ClosedBefore);
+        assert_eq!(stage.upsert(&c, "x", 2).await.status, 504);
+        assert_eq!(stage.journal.rows(), rows(&[("a", "w2"), ("b", "w2")]));
+        let a_refused = || stage.journal.rows() == rows(&[("b", "w2")]);
+        stage.eventually("A refused it", a_refused).await;
+        // Long enough for the low-water mark: all of it is settled.
+        seconds(5).await;
+        if b_refuses_too {
+            stage.b().fault("\"w2\"", 1, REFUSED);
+        }
+        let repairs = |commit: &Commit| commit.iter().any(|change| matches!(change, Change::InsertRepair(_)));
+        let repaired = Arc::new(AtomicBool::new(false));
+        let seen = repaired.clone();
+        let notes = move |commit: &Commit| repairs(commit) && seen.swap(true, Ordering::SeqCst);
+        stage.journal.fault(notes, [CommitFault::Refused]);
+        let next = successor(&stage, 108).await;
+        assert_eq!(next.core.recovering(), 0, "nothing was under way");
+        both_up(&next).await;
+        healed(&next).await;
+        assert_eq!(next.documents(B, "c"), w(1), "B refuses it too: {b_refuses_too}");
+        let repaired = repaired.load(Ordering::SeqCst);
+        assert_eq!(repaired, !b_refuses_too, "who agrees is not repaired");
     }
 }
 

@@ -338,6 +338,36 @@ async fn a_create_that_nobody_answered_and_one_node_refuses_is_not_done_by_the_o
     stage.assert_converged();
 }
 
+/// A rename of unknown outcome that the first node to be drained refuses is not done, whatever the other does with it and
+/// whichever proxy hears of that.
+#[tokio::test(start_paused = true)]
+async fn a_rename_that_nobody_answered_and_one_node_refuses_is_taken_back_on_the_other() {
+    for killed in [false, true] {
+        let stage = Stage::new(35).await;
+        let c = stage.create("c").await;
+        stage.down(A);
+        stage.b().fault("PUT ", 1, WEIRD);
+        stage.b().fault("PUT ", 1, REFUSED);
+        assert_eq!(stage.rename(&c, "d").await.status, 504);
+        stage
+            .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+            .await;
+        // Long enough for the low-water mark: all of it is settled.
+        seconds(5).await;
+        let stage = match killed {
+            true => Stage::over(36, stage.nodes.clone(), stage.journal.clone(), |_| {}).await,
+            false => stage,
+        };
+        assert_eq!(stage.core.recovering(), 0, "nothing was under way");
+        stage.up(A).await;
+        stage.up(B).await;
+        stage.heal();
+        stage.healed().await;
+        assert_eq!(stage.documents(A, "c"), [], "the proxy was killed: {killed}");
+        stage.assert_converged();
+    }
+}
+
 /// Nobody has answered a create of "c"; A has done it and is away, B refuses it when it is drained.
 async fn create_that_a_did_and_b_refused(stage: &Stage) {
     stage.pause_drain(true);

@@ -188,6 +188,32 @@ pub async fn parked_rows_are_taken_up_or_dropped(url: &str) {
     }
 }
 
+pub async fn a_row_is_told_that_another_node_refused_its_entry(url: &str) {
+    let (journal, term) = start(url).await;
+    let rows = [
+        payload(ODD, Some(1), 1),
+        payload(ODD, Some(1), 2),
+        payload(ODD, None, 3),
+        payload(ODD, None, 4),
+        payload("b", Some(1), 1),
+    ];
+    let insert = rows.iter().cloned().map(Change::InsertPayload).collect();
+    journal.commit(term, &insert).await.unwrap();
+    let refused = |lsn| Change::MarkRefused {
+        node: ODD.to_owned(),
+        lsn,
+    };
+    let marks = [1, 4, 9].map(refused).to_vec();
+    for _ in 0..2 {
+        journal.commit(term, &marks).await.unwrap();
+        let mut found = vec![];
+        for row in &rows {
+            found.push(journal.payload(row.id).await.unwrap().unwrap().refused);
+        }
+        assert_eq!(found, [true, false, false, true, false]);
+    }
+}
+
 pub async fn nodes_are_remembered_and_their_ids_forgotten(url: &str) {
     let (journal, term) = start(url).await;
     let node = |node: &str, marker: &str, checkpoint| NodeRecord {

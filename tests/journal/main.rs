@@ -26,12 +26,13 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use healing::{
-    a_journal_of_the_first_version_is_taken_over, a_term_that_was_raised_is_raised_when_its_answer_was_lost,
-    events_are_kept_in_order_and_bounded, full_tables_are_left_before_they_are_covered, intents_come_back_as_they_were,
-    maintenance_lasts_until_it_is_ended, nodes_are_remembered_and_their_ids_forgotten,
-    parked_rows_are_taken_up_or_dropped, repairs_keep_their_kind_and_are_parked,
-    rotation_drops_what_is_covered_and_nothing_else, rotation_during_commits_loses_nothing, suspects_come_and_go,
-    the_low_water_mark_never_moves_back, the_own_term_is_raised,
+    a_journal_of_the_first_version_is_taken_over, a_row_is_told_that_another_node_refused_its_entry,
+    a_term_that_was_raised_is_raised_when_its_answer_was_lost, events_are_kept_in_order_and_bounded,
+    full_tables_are_left_before_they_are_covered, intents_come_back_as_they_were, maintenance_lasts_until_it_is_ended,
+    nodes_are_remembered_and_their_ids_forgotten, parked_rows_are_taken_up_or_dropped,
+    repairs_keep_their_kind_and_are_parked, rotation_drops_what_is_covered_and_nothing_else,
+    rotation_during_commits_loses_nothing, suspects_come_and_go, the_low_water_mark_never_moves_back,
+    the_own_term_is_raised,
 };
 use lease::{
     a_lease_ends_some_time_after_its_last_renewal, a_lease_that_is_held_is_refused,
@@ -88,6 +89,7 @@ promises! {
     repairs_keep_their_kind_and_are_parked
     parked_rows_are_taken_up_or_dropped
     nodes_are_remembered_and_their_ids_forgotten
+    a_row_is_told_that_another_node_refused_its_entry
     suspects_come_and_go
     intents_come_back_as_they_were
     the_low_water_mark_never_moves_back

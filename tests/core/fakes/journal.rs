@@ -230,6 +230,13 @@ impl Tables {
                     row.in_doubt = true;
                 }
             }
+            Change::MarkRefused { node, lsn } => {
+                let is_it = |row: &&mut PayloadRow| row.node == *node && row.lsn == *lsn;
+                self.payloads
+                    .iter_mut()
+                    .filter(is_it)
+                    .for_each(|row| row.refused = true);
+            }
             Change::Park { id, reason } => {
                 if let Some(row) = self.row(*id) {
                     row.parked = Some(reason.clone());
