@@ -44,16 +44,12 @@ impl Core {
             .collect()
     }
 
-    /// A row for records that a request may still reach on a node; one that says the same already begins anew.
-    pub(crate) fn suspect(&self, node: NodeIndex, generation: Generation, ids: Vec<String>) -> SuspectRow {
-        let name = &self.cluster.node(node).name;
-        let suspects = self.suspects.lock();
-        let known = suspects
-            .values()
-            .find(|row| row.step == 0 && row.node == *name && row.generation == generation && row.ids == ids);
+    /// A row for records that a request may still reach on a node. It is one of its own, whatever else is known of them:
+    /// the late answer to that request takes it away.
+    fn suspect(&self, node: NodeIndex, generation: Generation, ids: Vec<String>) -> SuspectRow {
         SuspectRow {
-            id: known.map_or_else(|| self.env.new_id(), |row| row.id),
-            node: name.clone(),
+            id: self.env.new_id(),
+            node: self.cluster.node(node).name.clone(),
             generation,
             ids,
             step: 0,
@@ -61,8 +57,8 @@ impl Core {
         }
     }
 
-    /// Remembers records of a node that a request of ours may still reach, for one, with what else is to be committed;
-    /// what does not become durable is known as long as the process lives.
+    /// Remembers records of a node that a request of ours may still reach, for one, with what else is to be committed: a
+    /// row that says the same already begins anew. What does not become durable is known as long as the process lives.
     pub(crate) async fn put_suspects(
         &self,
         node: NodeIndex,
@@ -72,8 +68,15 @@ impl Core {
     ) {
         ids.sort_unstable();
         ids.dedup();
+        let is_same = |one: &SuspectRow, other: &SuspectRow| {
+            one.step == 0 && one.node == other.node && one.generation == other.generation && one.ids == other.ids
+        };
         if !ids.is_empty() {
-            changes.push(Change::PutSuspect(self.suspect(node, generation, ids)));
+            let mut row = self.suspect(node, generation, ids);
+            if let Some(known) = self.suspects.lock().values().find(|known| is_same(known, &row)) {
+                row.id = known.id;
+            }
+            changes.push(Change::PutSuspect(row));
         }
         let _ = self.log.commit(&changes).await;
         self.apply(&changes);

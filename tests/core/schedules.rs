@@ -394,6 +394,28 @@ async fn s11_what_the_drain_sent_and_what_outlasts_a_canary_is_compared() {
     stage.assert_converged();
 }
 
+/// The same, and a later write of that record is answered late: that tells nothing of the request that is on its way still.
+#[tokio::test(start_paused = true)]
+async fn s11_a_late_answer_does_not_speak_for_an_older_request() {
+    let stage = Stage::new(12).await;
+    stage.heal();
+    let c = stage.create("c").await;
+    stage.b().fault("\"w1\"", 1, Fault::ClosedBefore);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.drained().await;
+    let gate = Gate::new();
+    stage.b().fault("\"w2\"", 1, Fault::Held(gate.clone()));
+    assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
+    gate.open();
+    stage.drained().await;
+    assert_both(&stage, &[("x", "w2")], "so far");
+    stage
+        .b()
+        .with(|chroma| chroma.tamper("c", RecordWrite::Upsert, value("x", 1)));
+    seconds(1100).await;
+    assert_both(&stage, &[("x", "w2")], "in the end");
+}
+
 /// What is remembered of an entry that no node answered in time goes with its collection.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_nobody_answered_is_forgotten_with_its_collection() {
