@@ -56,6 +56,15 @@ pub async fn start_with(name: &str, journal: Journal, seed: u64, options: Option
     (cluster, dir)
 }
 
+/// What `/metrics` says of a series, with its labels as they are printed there.
+pub async fn counter(cluster: &Cluster, name: &str) -> f64 {
+    let metrics = cluster.diptych.admin().get_path("/metrics").await.text();
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or(f64::NAN)
+}
+
 /// The given percentile of numbers in any order, between neighbours where it falls there; NaN of none.
 pub fn percentile(numbers: &[f64], percent: f64) -> f64 {
     let mut sorted = numbers.to_vec();

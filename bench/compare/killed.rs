@@ -8,20 +8,12 @@ use super::report::{Section, columns_of};
 use super::watch::{Sample, Watch};
 use super::wire::Target;
 use super::{Plan, stage};
+use crate::common;
 use crate::harness::Journal;
 use crate::harness::cluster::{Cluster, Options, Side};
 use crate::harness::postgres::Postgres;
 
 const CASES: [(bool, &str); 2] = [(false, "both nodes up"), (true, "the replica is down")];
-
-/// What `/metrics` says of a counter without labels.
-async fn counter(cluster: &Cluster, name: &str) -> f64 {
-    let metrics = cluster.diptych.admin().get_path("/metrics").await.text();
-    let value = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.parse().ok()).unwrap_or(f64::NAN)
-}
 
 /// What one case came to.
 #[derive(Default)]
@@ -38,7 +30,7 @@ async fn case(cluster: &mut Cluster, postgres: &mut Postgres, plan: &Plan, numbe
     let mut outcome = Outcome::default();
     let name = format!("killed-{number}");
     let collection = cluster.api.collection(&name).await;
-    let before = counter(cluster, UNPROTECTED).await;
+    let before = common::counter(cluster, UNPROTECTED).await;
     let watch = Watch::start(cluster.diptych.admin());
     let (calm, gone) = (plan.seconds, plan.seconds * 3.0);
     if replica_down {
@@ -96,7 +88,7 @@ async fn case(cluster: &mut Cluster, postgres: &mut Postgres, plan: &Plan, numbe
         ),
         (
             "seconds without the log's protection",
-            format!("{:.1}", counter(cluster, UNPROTECTED).await - before),
+            format!("{:.1}", common::counter(cluster, UNPROTECTED).await - before),
         ),
     ];
     for (kind, (count, _)) in seen.errors() {
@@ -136,7 +128,7 @@ pub async fn run(plan: &Plan) -> Section {
         columns.push(outcome.cells);
     }
     if !faults.is_empty() {
-        crate::common::print_complaints(&stage.dir);
+        common::print_complaints(&stage.dir);
     }
     let words = match words.is_empty() {
         true => String::new(),

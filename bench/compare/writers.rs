@@ -224,9 +224,19 @@ impl Rounds {
     }
 }
 
+/// Writes of clients that were sent on so far, and the requests that they became.
+async fn combined(cluster: &Cluster) -> [f64; 2] {
+    let of = async |what| {
+        let name = format!("diptych_combined_batch_entries_{what}{{path=\"live\"}}");
+        common::counter(cluster, &name).await
+    };
+    [of("sum").await, of("count").await]
+}
+
 async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
     let ways = cast.ways(shape);
     let mut rounds: Vec<Rounds> = ways.iter().map(|_| Rounds::default()).collect();
+    let mut together = Vec::new();
     for round in 0..plan.rounds {
         for n in plan.order(round, ways.len()) {
             let mut collections = Vec::new();
@@ -237,7 +247,12 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
             }
             let clients = (0..shape.clients).map(|c| collections[c % collections.len()].clone());
             let load = Load::new(clients.collect(), source(shape.kind), plan.seconds);
+            let before = combined(&cast.cluster).await;
             rounds[n].push(shape, &load.run(|| ()).await);
+            if ways[n] == Way::Diptych {
+                let after = combined(&cast.cluster).await;
+                together.push((after[0] - before[0]) / (after[1] - before[1]));
+            }
         }
     }
     let mixed = shape.kind == Kind::Mixed;
@@ -278,6 +293,9 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
         spread(&ratios(&diptych.rate, &direct.rate), 2),
         spread(&ratios(&diptych.p50, &direct.p50), 2)
     );
+    if shape.clients > 1 {
+        text += &format!("; writes in one request to a node: {}", spread(&together, 1));
+    }
     if let Some(both) = of(Way::Both) {
         for (what, over, under) in [
             ("Diptych / two nodes at once", Some(diptych), both),

@@ -150,13 +150,14 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
                 true => Refused::Drop,
                 false => refused(core, node, &scope, row),
             };
-            if matches!(what, Refused::Drop | Refused::Repair) {
+            if matches!(what, Refused::Drop | Refused::Repair | Refused::OthersFollow) {
                 core.compare_outcome(row.lsn, false);
             }
             match what {
                 Refused::WaitForOthers => Step::Stop(End::Pause),
                 Refused::Keep => last_resort(core, node, &scope, row, reason).await,
-                Refused::Drop => {
+                // A repair of names makes all of them equal: whoever does not have everything is due for one.
+                Refused::Drop | Refused::OthersFollow => {
                     let marks = refusals(core, node, row);
                     finish(core, node, &scope, std::slice::from_ref(row), marks).await
                 }

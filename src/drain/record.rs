@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::combine::Batch;
 use super::step::finish;
-use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refusals, refused};
+use super::trouble::{Refused, broke, failed, last_resort, needs_repair, others_follow, refusals, refused};
 use super::{End, Step};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
@@ -54,13 +54,7 @@ pub(super) async fn apply(
                     continue;
                 }
                 // Nobody could give it back what was there: the others follow. Nothing that was acked is lost by it.
-                for other in (0..core.cluster.len()).filter(|&other| other != node) {
-                    let wanted = RepairWanted {
-                        source: Some(node),
-                        ..wanted.clone()
-                    };
-                    repairs.push(core.repair_row(&scope, other, wanted));
-                }
+                repairs.extend(others_follow(core, node, &scope, wanted));
             }
             finish(core, node, &scope, rows, repairs).await
         }
@@ -93,6 +87,10 @@ pub(super) async fn apply(
                 Refused::Repair => {
                     let wanted = RepairWanted::records(ids_of(first), first.lsn, reason);
                     vec![core.repair_row(&scope, node, wanted)]
+                }
+                Refused::OthersFollow => {
+                    let wanted = RepairWanted::records(ids_of(first), first.lsn, reason);
+                    others_follow(core, node, &scope, wanted)
                 }
             };
             core.compare_outcome(first.lsn, false);

@@ -53,18 +53,12 @@ pub(super) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
             return Step::Stop(End::Pause);
         }
         core.compare_outcome(row.lsn, false);
-        let others = (0..core.cluster.len()).filter(|&other| other != node);
-        let changes = others
-            .map(|other| {
-                let ids = record::ids_of(row);
-                let wanted = RepairWanted {
-                    source: Some(node),
-                    reversible: ids.is_some(),
-                    ..RepairWanted::records(ids, row.lsn, reason.clone())
-                };
-                core.repair_row(scope, other, wanted)
-            })
-            .collect();
+        let ids = record::ids_of(row);
+        let wanted = RepairWanted {
+            reversible: ids.is_some(),
+            ..RepairWanted::records(ids, row.lsn, reason)
+        };
+        let changes = others_follow(core, node, scope, wanted);
         return finish(core, node, scope, std::slice::from_ref(row), changes).await;
     }
     if core.authority_is_away(scope, node) {
@@ -79,6 +73,18 @@ pub(super) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
     needs_repair(core, node, scope, row, reason).await
 }
 
+/// Repairs of the other nodes, from this one.
+pub(super) fn others_follow(core: &Core, node: NodeIndex, scope: &Scope, wanted: RepairWanted) -> Vec<Change> {
+    let wanted = RepairWanted {
+        source: Some(node),
+        ..wanted
+    };
+    let others = (0..core.cluster.len()).filter(|&other| other != node);
+    others
+        .map(|other| core.repair_row(scope, other, wanted.clone()))
+        .collect()
+}
+
 /// What to do with an entry that the node refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -90,6 +96,8 @@ pub(super) enum Refused {
     Drop,
     /// Another node has it.
     Repair,
+    /// Another node has it, but not everything, and no client was told that it was done: that one loses it.
+    OthersFollow,
 }
 
 pub(super) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> Refused {
@@ -97,8 +105,9 @@ pub(super) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &Payload
         Agreement::Agrees => Refused::Drop,
         _ if core.authority_is_away(scope, node) => Refused::WaitForOthers,
         _ if core.another_has_authority(scope, node) => Refused::Repair,
-        Agreement::Accepted if !others_had_it_to_do(core, node, scope, row) => Refused::Keep,
-        _ => Refused::Drop,
+        Agreement::Accepted if others_had_it_to_do(core, node, scope, row) => Refused::Drop,
+        Agreement::Accepted => Refused::Keep,
+        Agreement::Disagrees => Refused::OthersFollow,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use diptych::chroma::RecordWrite;
 use serde_json::json;
 
-use crate::fakes::{A, ALWAYS, B, DISK_FULL, Fault, Gate, LOCKED, Stage, rows, seconds, text, value};
+use crate::fakes::{A, ALWAYS, B, DISK_FULL, Fault, Gate, LOCKED, REFUSED, Stage, rows, seconds, text, value};
 
 const WEIRD: &str = r#"{"error":"InternalError","message":"something nobody has seen before"}"#;
 
@@ -31,6 +31,34 @@ async fn an_entry_that_nobody_answered_and_every_node_refuses_takes_no_node_out(
         assert_eq!(stage.usable(&c), [A, B]);
         stage.assert_converged();
     }
+}
+
+/// Nobody had answered a delete; B, which has another record to be repaired, did it when it was drained, and A refused it.
+/// No client was told that it was done, and A has the record: B gets it back.
+#[tokio::test(start_paused = true)]
+async fn what_the_node_that_has_everything_refuses_is_undone_on_the_other() {
+    let stage = Stage::new(8).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.a().fault("\"w2\"", 9, REFUSED);
+    assert_eq!(stage.upsert(&c, "y", 2).await.status, 400);
+    assert_eq!(stage.usable(&c), [A], "B is to be repaired");
+    let deletes = r#"{"ids":["x"]}"#;
+    stage.a().fault(deletes, 1, Fault::ClosedBefore);
+    let late = Fault::Slow(Duration::from_secs(1), Box::new(REFUSED));
+    stage.a().fault(deletes, 1, late);
+    stage.a().fault("/heartbeat", 1, Fault::ClosedBefore);
+    let answer = stage.write(&c, RecordWrite::Delete, json!({"ids": ["x"]})).await;
+    assert_eq!(answer.status, 504, "{}", text(&answer));
+    stage
+        .eventually("drained", || stage.journal.payloads_of("a").is_empty())
+        .await;
+    assert_eq!(stage.documents(B, "c"), [("y".to_owned(), "w2".to_owned())], "B did it");
+    assert_eq!(stage.documents(A, "c"), [("x".to_owned(), "w1".to_owned())]);
+    stage.heal();
+    stage.healed().await;
+    assert_eq!(stage.documents(B, "c"), [("x".to_owned(), "w1".to_owned())]);
+    stage.assert_converged();
 }
 
 #[tokio::test(start_paused = true)]
