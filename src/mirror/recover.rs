@@ -23,6 +23,10 @@ use crate::fault;
 use crate::journal::{Change, Commit, Intent, Lsn, PayloadRow, RepairKind};
 
 const TICK: Duration = Duration::from_secs(1);
+/// Between two tries that came to nothing.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The names wait so long for a node that may have done a delete and is not up yet.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// More records than these of one collection are not listed: all of it is made equal.
 const MOST_IDS: usize = 100_000;
 
@@ -35,6 +39,15 @@ pub(super) struct InDoubt {
     all: bool,
     /// Of the namespace lane, in order.
     ops: Vec<Op>,
+    /// When this process learned of them.
+    since: Duration,
+}
+
+/// Whether a node that could tell more is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Left,
+    Gone,
 }
 
 impl InDoubt {
@@ -72,6 +85,7 @@ impl Core {
             self.log.reopen(intent.lsn);
             scope.pairs(self).iter().for_each(|pair| pair.set_recovering(true));
             let lane = in_doubt.entry(intent.generation).or_default();
+            lane.since = self.env.now();
             lane.lsns.push(intent.lsn);
             lane.add(intent.ids.as_deref().unwrap_or_default());
             if intent.generation.is_none() {
@@ -120,7 +134,8 @@ impl Core {
         self.cluster.announce_change();
     }
 
-    async fn recover_lane(self: &Arc<Self>, generation: Option<Generation>) {
+    /// False: a node was asked, and did not say what it has.
+    async fn recover_lane(self: &Arc<Self>, generation: Option<Generation>) -> bool {
         match generation.map(|generation| self.catalog.by_generation(generation)) {
             None => self.recover_namespace().await,
             Some(Some(collection)) if !collection.is_deleted() => self.recover_collection(&collection).await,
@@ -128,15 +143,16 @@ impl Core {
                 if let Some(lane) = self.in_doubt.lock().remove(&generation) {
                     lane.lsns.into_iter().for_each(|lsn| self.log.settle(lsn));
                 }
+                true
             }
         }
     }
 
-    async fn recover_collection(self: &Arc<Self>, collection: &Arc<Collection>) {
+    async fn recover_collection(self: &Arc<Self>, collection: &Arc<Collection>) -> bool {
         let scope = Scope::Collection(collection.clone());
         if self.recovery_source(&scope).is_empty() {
             self.settle_if_covered(&scope);
-            return;
+            return true;
         }
         let _alone = self.exclusive(collection).await;
         let Some(ids) = self
@@ -145,9 +161,10 @@ impl Core {
             .get(&scope.generation())
             .map(|lane| (!lane.all).then(|| lane.ids.iter().cloned().collect::<Vec<_>>()))
         else {
-            return;
+            return true;
         };
-        for source in self.recovery_source(&scope) {
+        let sources = self.recovery_source(&scope);
+        for &source in &sources {
             if !self.flush(collection, source).await {
                 self.suspect_collection(collection, source);
                 continue;
@@ -169,8 +186,9 @@ impl Core {
                 self.apply(&rows);
                 self.recovered(&scope);
             }
-            return;
+            return true;
         }
+        sources.is_empty()
     }
 
     /// The only node that could say what became of the entries is away, and every other one is to be copied from it:
@@ -205,25 +223,36 @@ impl Core {
             .is_some_and(|answer| answer.is_success())
     }
 
-    async fn recover_namespace(self: &Arc<Self>) {
+    async fn recover_namespace(self: &Arc<Self>) -> bool {
         let Some(_alone) = self.exclusive_namespace().await else {
-            return;
+            return true;
         };
-        for source in self.recovery_source(&Scope::Namespace) {
+        let sources = self.recovery_source(&Scope::Namespace);
+        for &source in &sources {
             if self.recover_namespace_from(source).await {
-                return;
+                return true;
             }
         }
+        sources.is_empty()
     }
 
     /// False: this node did not say what it has.
     async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex) -> bool {
-        let Some(ops) = self.in_doubt.lock().get(&None).map(|lane| lane.ops.clone()) else {
+        let lane = self
+            .in_doubt
+            .lock()
+            .get(&None)
+            .map(|lane| (lane.ops.clone(), lane.since));
+        let Some((ops, since)) = lane else {
             return true;
+        };
+        let patience = match self.env.now().saturating_sub(since) < PATIENCE {
+            true => Patience::Left,
+            false => Patience::Gone,
         };
         let mut changes: Commit = vec![];
         for op in &ops {
-            match self.inspect(source, op).await {
+            match self.inspect(source, op, patience).await {
                 Some(found) => changes.extend(found),
                 None => return false,
             }
@@ -263,12 +292,12 @@ impl Core {
     }
 
     /// What the catalog and the other nodes have to follow, by what `source` shows of one entry. `None`: it did not say.
-    async fn inspect(self: &Arc<Self>, source: NodeIndex, op: &Op) -> Option<Commit> {
+    async fn inspect(self: &Arc<Self>, source: NodeIndex, op: &Op, patience: Patience) -> Option<Commit> {
         let mut changes = vec![];
         match op {
             Op::DeleteCollection { generation, .. } => {
                 if let Some(collection) = self.living(*generation) {
-                    changes.extend(self.gone(source, &collection).await?);
+                    changes.extend(self.gone(source, &collection, patience).await?);
                 }
             }
             Op::ModifyCollection { generation, .. } => {
@@ -283,7 +312,7 @@ impl Core {
             }
             Op::DeleteDatabase { tenant, name } => {
                 for collection in self.catalog.in_database(tenant, name) {
-                    changes.extend(self.gone(source, &collection).await?);
+                    changes.extend(self.gone(source, &collection, patience).await?);
                 }
                 let path = NodeRequest::get(node_path::database(tenant, name));
                 if self.bounded_read(source, path).await?.status == 404 {
@@ -306,7 +335,7 @@ impl Core {
                     if collection.facts().node_ids.iter().all(Option::is_none) {
                         changes.extend(self.deletion(&collection));
                     }
-                    changes.extend(self.gone(source, &collection).await?);
+                    changes.extend(self.gone(source, &collection, patience).await?);
                 }
             }
             // A tenant cannot be listed and is never deleted: the others get it by its own entry.
@@ -347,16 +376,54 @@ impl Core {
         }
     }
 
-    /// A delete that reached the source is completed: the other nodes get it for the same generation.
-    async fn gone(self: &Arc<Self>, source: NodeIndex, collection: &Arc<Collection>) -> Option<Commit> {
+    /// A delete that reached the source is completed: the other nodes get it for the same generation. So is one that
+    /// another node has done, if the source does not hold everything: it could not give it back. With `patience` such a
+    /// node that does not answer yet is waited for.
+    async fn gone(
+        self: &Arc<Self>,
+        source: NodeIndex,
+        collection: &Arc<Collection>,
+        patience: Patience,
+    ) -> Option<Commit> {
         if collection.node_id(source).is_none() {
             return Some(vec![]);
         }
         match self.found(source, collection).await {
-            Found::Name(_) => Some(vec![]),
-            Found::Nothing => Some(self.deletion(collection)),
-            Found::Silence => None,
+            Found::Name(_) if collection.pairs[source].completes_by_drain() => return Some(vec![]),
+            Found::Name(_) => {}
+            Found::Nothing => return Some(self.deletion(collection)),
+            Found::Silence => return None,
         }
+        let is_asked = |node: NodeIndex| node != source && collection.node_id(node).is_some();
+        let ready = self.recovery_source(&Scope::Namespace);
+        for other in (0..self.cluster.len()).filter(|&node| is_asked(node)) {
+            let found = match ready.contains(&other) {
+                true => self.found(other, collection).await,
+                false => Found::Silence,
+            };
+            match found {
+                Found::Name(_) => {}
+                Found::Silence => {
+                    let is_whole = collection.pairs[other].completes_by_drain();
+                    if is_whole && patience == Patience::Left {
+                        return None;
+                    }
+                }
+                Found::Nothing => {
+                    let facts = collection.facts();
+                    let op = Op::DeleteCollection {
+                        tenant: facts.tenant.clone(),
+                        database: facts.database.clone(),
+                        name: facts.name.clone(),
+                        generation: collection.generation,
+                    };
+                    let mut changes = self.deletion(collection);
+                    changes.extend(self.rows_for_others(other, op, Bytes::new()));
+                    return Some(changes);
+                }
+            }
+        }
+        Some(vec![])
     }
 
     fn modified(&self, source: NodeIndex, collection: &Arc<Collection>, name: String) -> Commit {
@@ -426,8 +493,13 @@ pub async fn recover(core: Arc<Core>) {
         if lanes.is_empty() {
             return;
         }
+        let mut failed = false;
         for lane in lanes {
-            core.recover_lane(lane).await;
+            failed |= !core.recover_lane(lane).await;
+        }
+        if failed {
+            // Taking a lane is a change as well: what fails is not tried again at once.
+            core.env.sleep(PAUSE).await;
         }
         tokio::select! {
             biased;

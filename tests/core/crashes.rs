@@ -13,7 +13,7 @@ use diptych::mirror::{NamespaceWrite, keep_unprotected};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::fakes::{A, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, value};
+use crate::fakes::{A, ALWAYS, B, CommitFault, DISK_FULL, Fault, Gate, REFUSED, Stage, rows, seconds, value};
 
 /// A proxy that heals, over what another one left behind; nobody has looked at the nodes yet.
 async fn successor(stage: &Stage, seed: u64) -> Stage {
@@ -81,6 +81,52 @@ async fn s01_a_delete_and_a_create_that_were_acked_are_not_replayed_after_a_kill
         assert_eq!(next.find("c").client_id, new.client_id);
         assert_eq!(next.documents(A, "c"), w(2), "by a reset: {by_reset}");
     }
+}
+
+/// Nobody else holds everything: what one node has deleted when the proxy is killed, nothing could bring back.
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_the_last_whole_node_has_done_is_completed_after_a_kill() {
+    let stage = Stage::new(109).await;
+    let c = stage.create("c").await;
+    stage.down(A);
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.a().fault("\"w1\"", 1, REFUSED);
+    stage.up(A).await;
+    stage
+        .eventually("A is to be repaired", || !stage.journal.repairs().is_empty())
+        .await;
+    assert_eq!(stage.usable(&c), [B]);
+    stage.a().fault("DELETE", 1, REFUSED);
+    let deletes = |change: &Change| matches!(change, Change::PutCollection(record) if record.deleted);
+    stage.journal.fault(move |commit| commit.iter().any(deletes), [never()]);
+    let dying = stage.clone();
+    let delete = tokio::spawn(async move { dying.delete("c").await });
+    let has = |node: usize| stage.nodes[node].with(|chroma| chroma.id_of("c").is_some());
+    stage.eventually("B has done it", || has(A) && !has(B)).await;
+    let next = successor(&stage, 110).await;
+    both_up(&next).await;
+    healed(&next).await;
+    assert_eq!(next.journal.living(), vec![]);
+    assert!(!has(A));
+    delete.abort();
+}
+
+/// A node that fails on what recovery asks of it is not asked without a pause.
+#[tokio::test(start_paused = true)]
+async fn recovery_does_not_ask_without_end() {
+    let stage = Stage::new(111).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    for node in [A, B] {
+        stage.nodes[node].fault("/delete", ALWAYS, DISK_FULL);
+    }
+    let next = successor(&stage, 112).await;
+    both_up(&next).await;
+    stage.nodes.iter().for_each(|node| node.forget_requests());
+    seconds(10).await;
+    assert!(next.core.recovering() > 0);
+    let asked = stage.nodes.iter().map(|node| node.trace().len()).sum::<usize>();
+    assert!((5..=400).contains(&asked), "{asked} requests in 10 s");
 }
 
 /// The refusal of one node outlives the proxy that heard it: the other node's row tells of it.
