@@ -16,8 +16,6 @@ use crate::harness::cluster::{Cluster, Options};
 use crate::harness::data::{Rng, base64_embedding};
 use crate::harness::diptych::{Config, Diptych};
 
-/// Records of a batch.
-const BATCH: usize = 100;
 /// Records that are there before a mixed load begins.
 const PREPARED: usize = 200;
 
@@ -27,6 +25,9 @@ enum Way {
     Direct,
     /// To two nodes at once, by the load generator: the limit of a synchronous mirror.
     Both,
+    /// One batch of what all writers have after another, to two nodes at once, by the load generator: the limit of a
+    /// synchronous mirror that combines.
+    Combined,
     Diptych,
     /// Diptych with `wal.payload: always`.
     Always,
@@ -40,6 +41,7 @@ impl Way {
         match self {
             Way::Direct => "direct to one node".into(),
             Way::Both => "to two nodes at once".into(),
+            Way::Combined => "batches of all, to two nodes at once".into(),
             Way::Diptych => "Diptych, two nodes".into(),
             Way::Always => "Diptych, `wal.payload: always`".into(),
             Way::Other => format!("Diptych, {other}"),
@@ -50,7 +52,8 @@ impl Way {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Single,
-    Batch,
+    /// Of so many records.
+    Batch(usize),
     /// Nine gets by id for each upsert.
     Mixed,
 }
@@ -78,7 +81,7 @@ const SHAPES: [Shape; 6] = [
     shape("64 writers, one collection", 64, 1, Kind::Single),
     shape("8 writers, 8 collections", 8, 8, Kind::Single),
     shape("64 writers, 8 collections", 64, 8, Kind::Single),
-    shape("1 writer of batches of 100", 1, 1, Kind::Batch),
+    shape("1 writer of batches of 100", 1, 1, Kind::Batch(100)),
     shape(
         "8 clients, 90 % get by id, 10 % upsert, one collection",
         8,
@@ -129,6 +132,8 @@ impl Cast {
             ways.insert(1, Way::Both);
             ways.extend(self.always.as_ref().map(|_| Way::Always));
             ways.extend(self.other.as_ref().map(|_| Way::Other));
+        } else if shape.kind == Kind::Single && shape.collections == 1 {
+            ways.insert(1, Way::Combined);
         }
         ways
     }
@@ -140,7 +145,7 @@ impl Cast {
         let on = async |node: &ChromaNode| Target::new(node.port, &node.api().collection(name).await);
         let mut targets = match way {
             Way::Direct => vec![on(&self.cluster.a).await],
-            Way::Both => vec![on(&self.cluster.a).await, on(&self.cluster.b).await],
+            Way::Both | Way::Combined => vec![on(&self.cluster.a).await, on(&self.cluster.b).await],
             Way::Diptych => through(&self.cluster.diptych).await,
             Way::Always => through(&self.always.as_ref().expect("it was started").diptych).await,
             Way::Other => through(&self.other.as_ref().expect("it was started").diptych).await,
@@ -188,10 +193,10 @@ fn source(kind: Kind) -> Source {
                     records: 0,
                 }
             }
-            Kind::Batch => Job {
+            Kind::Batch(records) => Job {
                 operation: "upsert",
-                body: batch(&format!("c{client}"), serial as usize * BATCH, BATCH),
-                records: BATCH,
+                body: batch(&format!("c{client}"), serial as usize * records, records),
+                records,
             },
             Kind::Single | Kind::Mixed => Job {
                 operation: "upsert",
@@ -241,12 +246,16 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
         for n in plan.order(round, ways.len()) {
             let mut collections = Vec::new();
             for k in 0..shape.collections {
-                let slug = format!("{}-{}-{}", shape.clients, shape.collections, shape.kind as u8);
+                let slug = format!("{}-{}-{}", shape.clients, shape.collections, shape.title.len());
                 let name = format!("w{}-{slug}-{round}-{k}", ways[n] as u8);
                 collections.push(cast.collection(ways[n], &name).await);
             }
-            let clients = (0..shape.clients).map(|c| collections[c % collections.len()].clone());
-            let load = Load::new(clients.collect(), source(shape.kind), plan.seconds);
+            let (clients, kind) = match ways[n] {
+                Way::Combined => (1, Kind::Batch(shape.clients)),
+                _ => (shape.clients, shape.kind),
+            };
+            let targets = (0..clients).map(|c| collections[c % collections.len()].clone());
+            let load = Load::new(targets.collect(), source(kind), plan.seconds);
             let before = combined(&cast.cluster).await;
             rounds[n].push(shape, &load.run(|| ()).await);
             if ways[n] == Way::Diptych {
@@ -293,6 +302,11 @@ async fn measure(plan: &Plan, cast: &Cast, shape: &Shape) -> String {
         spread(&ratios(&diptych.rate, &direct.rate), 2),
         spread(&ratios(&diptych.p50, &direct.p50), 2)
     );
+    if let Some(limit) = of(Way::Combined) {
+        let of_limit = spread(&ratios(&diptych.rate, &limit.rate), 2);
+        let limit = spread(&ratios(&limit.rate, &direct.rate), 2);
+        text += &format!("; batches of all / direct: {limit}; Diptych / batches of all: {of_limit}");
+    }
     if shape.clients > 1 {
         text += &format!("; writes in one request to a node: {}", spread(&together, 1));
     }
