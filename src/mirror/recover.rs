@@ -43,13 +43,6 @@ pub(super) struct InDoubt {
     since: Duration,
 }
 
-/// Whether a node that could tell more is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Left,
-    Gone,
-}
-
 impl InDoubt {
     fn add(&mut self, ids: &[String]) {
         if self.ids.len() + ids.len() > MOST_IDS {
@@ -134,7 +127,7 @@ impl Core {
         self.cluster.announce_change();
     }
 
-    /// False: a node was asked, and did not say what it has.
+    /// False: it was tried, and came to nothing.
     async fn recover_lane(self: &Arc<Self>, generation: Option<Generation>) -> bool {
         match generation.map(|generation| self.catalog.by_generation(generation)) {
             None => self.recover_namespace().await,
@@ -185,8 +178,9 @@ impl Core {
                 fault::point("recovery-committed");
                 self.apply(&rows);
                 self.recovered(&scope);
+                return true;
             }
-            return true;
+            return false;
         }
         sources.is_empty()
     }
@@ -227,17 +221,6 @@ impl Core {
         let Some(_alone) = self.exclusive_namespace().await else {
             return true;
         };
-        let sources = self.recovery_source(&Scope::Namespace);
-        for &source in &sources {
-            if self.recover_namespace_from(source).await {
-                return true;
-            }
-        }
-        sources.is_empty()
-    }
-
-    /// False: this node did not say what it has.
-    async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex) -> bool {
         let lane = self
             .in_doubt
             .lock()
@@ -246,13 +229,38 @@ impl Core {
         let Some((ops, since)) = lane else {
             return true;
         };
-        let patience = match self.env.now().saturating_sub(since) < PATIENCE {
-            true => Patience::Left,
-            false => Patience::Gone,
-        };
+        // Who holds all of what was being changed is asked first: what it has lost nobody could give back.
+        let changed = self.changed_by(&ops);
+        let mut sources = self.recovery_source(&Scope::Namespace);
+        sources.sort_by_key(|&node| changed.iter().filter(|one| !self.is_whole(node, one)).count());
+        if self.env.now().saturating_sub(since) < PATIENCE && !self.all_are_told(&sources, &ops) {
+            return false;
+        }
+        for &source in &sources {
+            if self.recover_namespace_from(source, &ops).await {
+                return true;
+            }
+        }
+        sources.is_empty()
+    }
+
+    /// Whether of each collection that was being deleted a node is there that holds all of it, if there is one at all.
+    fn all_are_told(&self, ready: &[NodeIndex], ops: &[Op]) -> bool {
+        let deleted = ops.iter().filter(|op| !matches!(op, Op::ModifyCollection { .. }));
+        let deleted = deleted.flat_map(|op| self.changed_by(std::slice::from_ref(op)));
+        deleted.into_iter().all(|collection| {
+            let mut whole = (0..self.cluster.len())
+                .filter(|&node| self.is_whole(node, &collection))
+                .peekable();
+            whole.peek().is_none() || whole.any(|node| ready.contains(&node))
+        })
+    }
+
+    /// False: this node did not say what it has, or the journal did not take it.
+    async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex, ops: &[Op]) -> bool {
         let mut changes: Commit = vec![];
-        for op in &ops {
-            match self.inspect(source, op, patience).await {
+        for op in ops {
+            match self.inspect(source, op).await {
                 Some(found) => changes.extend(found),
                 None => return false,
             }
@@ -266,14 +274,14 @@ impl Core {
         }
         fault::point("names-inspected");
         if !self.log.commit_until_known(&changes).await {
-            return true;
+            return false;
         }
         self.apply(&changes);
         self.count_payloads(&changes);
         for pair in &self.namespace.pairs {
             pair.set_recovering(false);
         }
-        for op in &ops {
+        for op in ops {
             if let Op::CreateCollection {
                 tenant,
                 database,
@@ -292,12 +300,12 @@ impl Core {
     }
 
     /// What the catalog and the other nodes have to follow, by what `source` shows of one entry. `None`: it did not say.
-    async fn inspect(self: &Arc<Self>, source: NodeIndex, op: &Op, patience: Patience) -> Option<Commit> {
+    async fn inspect(self: &Arc<Self>, source: NodeIndex, op: &Op) -> Option<Commit> {
         let mut changes = vec![];
         match op {
             Op::DeleteCollection { generation, .. } => {
                 if let Some(collection) = self.living(*generation) {
-                    changes.extend(self.gone(source, &collection, patience).await?);
+                    changes.extend(self.gone(source, &collection).await?);
                 }
             }
             Op::ModifyCollection { generation, .. } => {
@@ -312,7 +320,7 @@ impl Core {
             }
             Op::DeleteDatabase { tenant, name } => {
                 for collection in self.catalog.in_database(tenant, name) {
-                    changes.extend(self.gone(source, &collection, patience).await?);
+                    changes.extend(self.gone(source, &collection).await?);
                 }
                 let path = NodeRequest::get(node_path::database(tenant, name));
                 if self.bounded_read(source, path).await?.status == 404 {
@@ -335,7 +343,7 @@ impl Core {
                     if collection.facts().node_ids.iter().all(Option::is_none) {
                         changes.extend(self.deletion(&collection));
                     }
-                    changes.extend(self.gone(source, &collection, patience).await?);
+                    changes.extend(self.gone(source, &collection).await?);
                 }
             }
             // A tenant cannot be listed and is never deleted: the others get it by its own entry.
@@ -377,53 +385,54 @@ impl Core {
     }
 
     /// A delete that reached the source is completed: the other nodes get it for the same generation. So is one that
-    /// another node has done, if the source does not hold everything: it could not give it back. With `patience` such a
-    /// node that does not answer yet is waited for.
-    async fn gone(
-        self: &Arc<Self>,
-        source: NodeIndex,
-        collection: &Arc<Collection>,
-        patience: Patience,
-    ) -> Option<Commit> {
-        if collection.node_id(source).is_none() {
+    /// another node has done, if that one alone held everything: nobody could give it back.
+    async fn gone(self: &Arc<Self>, source: NodeIndex, collection: &Arc<Collection>) -> Option<Commit> {
+        if collection.node_id(source).is_some() {
+            // One that is being copied to has nothing to show for a while, and tells nothing by that.
+            let mut others = (0..self.cluster.len()).filter(|&node| node != source);
+            let counts = self.is_whole(source, collection) || !others.any(|node| self.is_whole(node, collection));
+            match self.found(source, collection).await {
+                Found::Nothing if counts => return Some(self.deletion(collection)),
+                Found::Silence => return None,
+                _ => {}
+            }
+        }
+        if self.is_whole(source, collection) {
             return Some(vec![]);
         }
-        match self.found(source, collection).await {
-            Found::Name(_) if collection.pairs[source].completes_by_drain() => return Some(vec![]),
-            Found::Name(_) => {}
-            Found::Nothing => return Some(self.deletion(collection)),
-            Found::Silence => return None,
-        }
-        let is_asked = |node: NodeIndex| node != source && collection.node_id(node).is_some();
-        let ready = self.recovery_source(&Scope::Namespace);
-        for other in (0..self.cluster.len()).filter(|&node| is_asked(node)) {
-            let found = match ready.contains(&other) {
-                true => self.found(other, collection).await,
-                false => Found::Silence,
-            };
-            match found {
-                Found::Name(_) => {}
-                Found::Silence => {
-                    let is_whole = collection.pairs[other].completes_by_drain();
-                    if is_whole && patience == Patience::Left {
-                        return None;
-                    }
-                }
-                Found::Nothing => {
-                    let facts = collection.facts();
-                    let op = Op::DeleteCollection {
-                        tenant: facts.tenant.clone(),
-                        database: facts.database.clone(),
-                        name: facts.name.clone(),
-                        generation: collection.generation,
-                    };
-                    let mut changes = self.deletion(collection);
-                    changes.extend(self.rows_for_others(other, op, Bytes::new()));
-                    return Some(changes);
-                }
+        for other in self.recovery_source(&Scope::Namespace) {
+            let may_have_done_it = other != source && self.is_whole(other, collection);
+            if may_have_done_it && matches!(self.found(other, collection).await, Found::Nothing) {
+                let facts = collection.facts();
+                let op = Op::DeleteCollection {
+                    tenant: facts.tenant.clone(),
+                    database: facts.database.clone(),
+                    name: facts.name.clone(),
+                    generation: collection.generation,
+                };
+                let mut changes = self.deletion(collection);
+                changes.extend(self.rows_for_others(other, op, Bytes::new()));
+                return Some(changes);
             }
         }
         Some(vec![])
+    }
+
+    /// Together with its log the node holds all of a collection.
+    fn is_whole(&self, node: NodeIndex, collection: &Collection) -> bool {
+        collection.node_id(node).is_some() && collection.pairs[node].completes_by_drain()
+    }
+
+    /// Collections whose names or lives were being changed.
+    fn changed_by(&self, ops: &[Op]) -> Vec<Arc<Collection>> {
+        let of = |op: &Op| match op {
+            Op::DeleteCollection { generation, .. } | Op::ModifyCollection { generation, .. } => {
+                self.living(*generation).into_iter().collect()
+            }
+            Op::DeleteDatabase { tenant, name } => self.catalog.in_database(tenant, name),
+            _ => vec![],
+        };
+        ops.iter().flat_map(of).collect()
     }
 
     fn modified(&self, source: NodeIndex, collection: &Arc<Collection>, name: String) -> Commit {
@@ -434,7 +443,9 @@ impl Core {
             record.updated_at = self.env.wall();
             changes.push(Change::PutCollection(record));
         }
-        for node in (0..self.cluster.len()).filter(|&node| node != source) {
+        // One that is to be repaired itself is no source: the comparison of the names makes the collection's own equal.
+        let is_source = collection.pairs[source].repairs() == 0;
+        for node in (0..self.cluster.len()).filter(|&node| node != source && is_source) {
             let wanted = RepairWanted {
                 kind: RepairKind::Records,
                 source: Some(source),
@@ -490,7 +501,7 @@ pub async fn recover(core: Arc<Core>) {
     loop {
         changes.mark_unchanged();
         let lanes: Vec<_> = core.in_doubt.lock().keys().copied().collect();
-        if lanes.is_empty() {
+        if lanes.is_empty() || core.log.is_fenced() {
             return;
         }
         let mut failed = false;
