@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::record::text;
 use super::step::finish;
-use super::trouble::{Refused, broke, failed, last_resort, needs_repair, refusals, refused};
+use super::trouble::{Refused, broke, drop_refused, failed, last_resort, needs_repair, others_follow, refused};
 use super::{End, Step};
 use crate::chroma::{Generation, Op, node_path, parse_collection_object};
 use crate::cluster::{NodeIndex, NodeRequest, NodeResponse};
@@ -56,12 +56,24 @@ pub(super) async fn apply(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow) -
                     }
                     // Held until the commit: two nodes that are drained side by side must not both complete it.
                     let _one_at_a_time = core.settling.lock().await;
-                    let Some((mut changes, _barriers)) = completion(core, node, row).await else {
-                        return Step::Stop(End::Pause);
+                    let is_refused = row.refused || core.agreement(row.lsn, true) == Agreement::Disagrees;
+                    let has_authority = core.another_has_authority(&Scope::Namespace, node);
+                    let is_whole = core.namespace.pairs[node].repairs() == 0;
+                    let (mut changes, _barriers) = match is_refused && has_authority && !is_whole {
+                        // Another one counts, which has it still, and this one is to be made equal to that anyway.
+                        true => (vec![], vec![]),
+                        false => match completion(core, node, row).await {
+                            Some(completed) => completed,
+                            None => return Step::Stop(End::Pause),
+                        },
                     };
-                    let disagrees = core.compare_outcome(row.lsn, true) == Agreement::Disagrees;
-                    if (row.refused || disagrees) && core.another_has_authority(&Scope::Namespace, node) {
-                        let reason = format!("the node took a {} that another had refused", op.label());
+                    core.compare_outcome(row.lsn, true);
+                    let reason = format!("the node took a {} that another had refused", op.label());
+                    if is_refused && is_whole && matches!(op, Op::DeleteCollection { .. }) {
+                        // It is gone (see `completion`): who refused it has it still, and no row any more.
+                        let wanted = RepairWanted::records(Some(vec![]), row.lsn, reason);
+                        changes.extend(others_follow(core, node, &Scope::Namespace, wanted));
+                    } else if is_refused && is_whole && has_authority {
                         changes.push(core.repair_row(&Scope::Namespace, node, RepairWanted::whole(row.lsn, reason)));
                     }
                     done(changes).await
@@ -146,7 +158,13 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
         (Outcome::Refused { .. }, _) => {
             let scope = Scope::Namespace;
             let reason = format!("the node refused a {}: {}", row.op.label(), text(answer));
+            let is_done = matches!(&row.op, Op::DeleteCollection { generation, .. }
+                if core.catalog.by_generation(*generation).is_some_and(|one| one.is_deleted()));
             let what = match row.refused {
+                // Another node did it: what is left here would be taken for a collection of its own one day.
+                _ if is_done && core.authority_is_away(&scope, node) => Refused::WaitForOthers,
+                _ if is_done && core.another_has_authority(&scope, node) => Refused::Repair,
+                _ if is_done => Refused::Keep,
                 true => Refused::Drop,
                 false => refused(core, node, &scope, row),
             };
@@ -157,10 +175,7 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
                 Refused::WaitForOthers => Step::Stop(End::Pause),
                 Refused::Keep => last_resort(core, node, &scope, row, reason).await,
                 // A repair of names makes all of them equal: whoever does not have everything is due for one.
-                Refused::Drop | Refused::OthersFollow => {
-                    let marks = refusals(core, node, row);
-                    finish(core, node, &scope, std::slice::from_ref(row), marks).await
-                }
+                Refused::Drop | Refused::OthersFollow => drop_refused(core, node, &scope, row).await,
                 Refused::Repair => needs_repair(core, node, &scope, row, reason).await,
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::combine::Batch;
 use super::step::finish;
-use super::trouble::{Refused, broke, failed, last_resort, needs_repair, others_follow, refusals, refused};
+use super::trouble::{Refused, broke, drop_refused, failed, last_resort, needs_repair, others_follow, refused};
 use super::{End, Step};
 use crate::catalog::Collection;
 use crate::chroma::{Op, RecordWrite, node_path, parse_delete, parse_record};
@@ -83,7 +83,10 @@ pub(super) async fn apply(
             let repairs = match refused(core, node, &scope, first) {
                 Refused::WaitForOthers => return Step::Stop(End::Pause),
                 Refused::Keep => return last_resort(core, node, &scope, first, reason).await,
-                Refused::Drop => refusals(core, node, first),
+                Refused::Drop => {
+                    core.compare_outcome(first.lsn, false);
+                    return drop_refused(core, node, &scope, first).await;
+                }
                 Refused::Repair => {
                     let wanted = RepairWanted::records(ids_of(first), first.lsn, reason);
                     vec![core.repair_row(&scope, node, wanted)]

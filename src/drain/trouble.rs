@@ -43,8 +43,11 @@ pub(super) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         return Step::Stop(End::Pause);
     }
     let reason = format!("an entry could not be replayed: {why}");
+    let is_undecided = core.is_undecided(row.lsn);
+    let is_whole = scope.pairs(core)[node].repairs() == 0;
     if let Scope::Collection(collection) = scope
-        && core.is_undecided(row.lsn)
+        && is_undecided
+        && is_whole
     {
         // No node had taken it and its client was told so: whatever this one has of it now is what the others get
         // (schedule S21).
@@ -65,7 +68,12 @@ pub(super) async fn failed(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row
         return Step::Stop(End::Pause);
     }
     if scope.generation().is_some() && core.another_has_authority(scope, node) {
-        core.compare_outcome(row.lsn, false);
+        if is_undecided {
+            // It is for the node that holds everything to say.
+            core.abstain(row.lsn);
+        } else {
+            core.compare_outcome(row.lsn, false);
+        }
         let wanted = RepairWanted::records(record::ids_of(row), row.lsn, reason);
         let repair = core.repair_row(scope, node, wanted);
         return finish(core, node, scope, std::slice::from_ref(row), vec![repair]).await;
@@ -107,19 +115,23 @@ pub(super) fn refused(core: &Core, node: NodeIndex, scope: &Scope, row: &Payload
         _ if core.another_has_authority(scope, node) => Refused::Repair,
         Agreement::Accepted if others_had_it_to_do(core, node, scope, row) => Refused::Drop,
         Agreement::Accepted => Refused::Keep,
+        // Neither holds everything: two repairs from each other would wait for ever.
+        Agreement::Disagrees if scope.pairs(core)[node].repairs() > 0 => Refused::Repair,
         Agreement::Disagrees => Refused::OthersFollow,
     }
 }
 
-/// What goes with the row of an entry that has no effect here: the others, which may have it to do still, are expected to
-/// refuse it too. This process may not live to compare what they make of it.
-pub(super) fn refusals(core: &Core, node: NodeIndex, row: &PayloadRow) -> Vec<Change> {
+/// Takes away the row of an entry that has no effect here. The others, which may have it to do still, are expected to
+/// refuse it too: their rows say so, because this process may not live to compare what they make of it.
+pub(super) async fn drop_refused(core: &Arc<Core>, node: NodeIndex, scope: &Scope, row: &PayloadRow) -> Step {
     let others = core.cluster.nodes().iter().filter(|other| other.index != node);
     let marks = others.map(|other| Change::MarkRefused {
         node: other.name.clone(),
         lsn: row.lsn,
     });
-    marks.collect()
+    // Two that mark each other's row and remove their own would wait for each other in the database.
+    let _one_at_a_time = core.marking.lock().await;
+    finish(core, node, scope, std::slice::from_ref(row), marks.collect()).await
 }
 
 /// Whether each other node is repaired because of this very entry: nobody had taken it then, so no client was told that

@@ -410,7 +410,7 @@ impl Core {
                     self.catalog.clear(self.env.wall());
                     self.repairs.lock().clear();
                     self.suspects.lock().clear();
-                    self.forget_undecided(|_| true);
+                    self.undecided.lock().clear();
                     self.namespace.pairs.iter().for_each(Pair::clear_rows);
                 }
                 Change::InsertPayload(row) if after_reset => {

@@ -228,8 +228,10 @@ pub struct Core {
     /// Held while the drain makes a collection known that no node had answered for, and while a database's id is
     /// settled: both look first and commit then.
     pub(crate) settling: tokio::sync::Mutex<()>,
+    /// Held around a commit that marks rows of other nodes, and for nothing else.
+    pub(crate) marking: tokio::sync::Mutex<()>,
     /// Entries that no node had answered when their client was: what the first node made of them, once it is known, and
-    /// how many nodes have still to say. Kept in memory: after a restart a refusal is compared by repair.
+    /// how many nodes have still to say. Kept in memory: after a restart the rows of the others tell of a refusal.
     undecided: parking_lot::Mutex<BTreeMap<Lsn, Undecided>>,
     unknown_budget: parking_lot::Mutex<(Duration, u32)>,
     missing_checks: parking_lot::Mutex<BTreeSet<(Generation, NodeIndex)>>,
@@ -301,6 +303,7 @@ impl Core {
             admitting: tokio::sync::Mutex::default(),
             remembering: tokio::sync::Mutex::default(),
             settling: tokio::sync::Mutex::default(),
+            marking: tokio::sync::Mutex::default(),
             undecided: parking_lot::Mutex::default(),
             unknown_budget: parking_lot::Mutex::default(),
             missing_checks: parking_lot::Mutex::default(),
@@ -448,6 +451,17 @@ impl Core {
             Agreement::Agrees
         } else {
             Agreement::Disagrees
+        }
+    }
+
+    /// A node has nothing to say of an entry.
+    pub(crate) fn abstain(&self, lsn: Lsn) {
+        let mut undecided = self.undecided.lock();
+        if let Some(entry) = undecided.get_mut(&lsn) {
+            entry.nodes_left = entry.nodes_left.saturating_sub(1);
+            if entry.nodes_left == 0 {
+                undecided.remove(&lsn);
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::cover::RowRef;
 use super::fan_out::{NodeAnswer, Stragglers};
-use super::{Core, Outcome, Scope};
+use super::{Agreement, Core, Outcome, Scope};
 use crate::chroma::Op;
 use crate::cluster::NodeIndex;
 use crate::fault;
@@ -64,8 +64,11 @@ impl Core {
         let pair = &scope.pairs(self)[node];
         tracing::debug!(node = self.cluster.node(node).name, outcome = ?answer.outcome, "A late answer arrived.");
         if let (Outcome::Applied, Some(row), 0) = (&answer.outcome, row, pair.uncertain())
-            // A reset or a delete may have taken the row meanwhile.
-            && matches!(self.log.journal().payload(row.id).await, Ok(Some(_)))
+            // A reset or a delete may have taken the row meanwhile. What another node has refused is for the drain to
+            // compare: it applies it once more.
+            && let Ok(Some(stored)) = self.log.journal().payload(row.id).await
+            && !stored.refused
+            && self.agreement(row.lsn, true) != Agreement::Disagrees
         {
             fault::point("late-answer");
             self.compare_outcome(row.lsn, true);

@@ -224,6 +224,35 @@ async fn a_stragglers_late_success_settles_its_own_row_without_a_replay() {
     assert_eq!(stage.documents(B, "c")[0], ("x".to_owned(), "w2".to_owned()));
 }
 
+/// B refused meanwhile what A says late to have taken: no client was told that it was done, and it is undone on A.
+#[tokio::test(start_paused = true)]
+async fn a_stragglers_late_success_is_compared_with_what_the_other_node_made_of_it() {
+    let stage = Stage::new(9).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.pause_drain(true);
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "y", 2).await.status, 200);
+    stage.up(B).await;
+    let gate = Gate::new();
+    stage.a().fault("\"w3\"", 1, Fault::Held(gate.clone()));
+    stage.b().fault("\"w3\"", 2, REFUSED);
+    assert_eq!(stage.upsert(&c, "x", 3).await.status, 504);
+    assert_eq!(stage.journal.rows(), rows(&[("b", "w2"), ("a", "w3"), ("b", "w3")]));
+    stage.pause_drain(false);
+    stage
+        .eventually("B is drained", || stage.journal.rows() == rows(&[("a", "w3")]))
+        .await;
+    gate.open();
+    stage.heal();
+    stage.healed().await;
+    for node in [A, B] {
+        let expected = [("x", "w1"), ("y", "w2")].map(|(id, document)| (id.to_owned(), document.to_owned()));
+        assert_eq!(stage.documents(node, "c"), expected);
+    }
+    stage.assert_converged();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stragglers_late_failure_is_replayed_in_its_place_after_a_canary() {
     let late = [Fault::ClosedBefore, Fault::ClosedAfter, DISK_FULL, Fault::Hidden];

@@ -368,6 +368,42 @@ async fn a_rename_that_nobody_answered_and_one_node_refuses_is_taken_back_on_the
     }
 }
 
+/// A delete is done if any node does it. One that had refused it before has the collection, and no row: it goes there, too,
+/// and is not taken for a new one later.
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_nobody_answered_and_one_node_refuses_is_done_there_as_well() {
+    for killed in [false, true] {
+        let stage = Stage::new(37).await;
+        stage.create("c").await;
+        stage.down(A);
+        stage.b().fault("DELETE", 1, WEIRD);
+        stage.b().fault("DELETE", 1, REFUSED);
+        assert_eq!(stage.delete("c").await.status, 504);
+        stage
+            .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+            .await;
+        // Long enough for the low-water mark: all of it is settled.
+        seconds(5).await;
+        let stage = match killed {
+            true => Stage::over(38, stage.nodes.clone(), stage.journal.clone(), |_| {}).await,
+            false => stage,
+        };
+        assert_eq!(stage.core.recovering(), 0, "nothing was under way");
+        stage.up(A).await;
+        stage.up(B).await;
+        stage.heal();
+        stage.healed().await;
+        assert_eq!(stage.journal.living(), vec![], "the proxy was killed: {killed}");
+        for node in &stage.nodes {
+            assert_eq!(
+                node.with(|chroma| chroma.id_of("c")),
+                None,
+                "the proxy was killed: {killed}"
+            );
+        }
+    }
+}
+
 /// Nobody has answered a create of "c"; A has done it and is away, B refuses it when it is drained.
 async fn create_that_a_did_and_b_refused(stage: &Stage) {
     stage.pause_drain(true);
