@@ -18,8 +18,8 @@ use crate::lane::{Full, Lane, Pair};
 use crate::metrics;
 
 /// After a batch its clients' next writes are waited for this long at most, and for this share of what it took.
-const LONGEST_LINGER: Duration = Duration::from_millis(2);
-const LINGER_SHARE: u32 = 16;
+const LONGEST_LINGER: Duration = Duration::from_millis(5);
+const LINGER_SHARE: u32 = 8;
 
 /// What became of an entry.
 struct Carried {
