@@ -164,7 +164,6 @@ async fn stopped(core: &Arc<Core>, node: NodeIndex, row: &PayloadRow, answer: &N
                 // Another node did it: what is left here would be taken for a collection of its own one day.
                 _ if is_done && core.authority_is_away(&scope, node) => Refused::WaitForOthers,
                 _ if is_done && core.another_has_authority(&scope, node) => Refused::Repair,
-                _ if is_done => Refused::Keep,
                 true => Refused::Drop,
                 false => refused(core, node, &scope, row),
             };

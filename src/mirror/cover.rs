@@ -197,14 +197,17 @@ impl Core {
 
     /// Takes the row's node out of its lane; once, however often the row is seen.
     pub(crate) fn count_repair(&self, row: &RepairRow) {
-        let Some((scope, node)) = self.find(row.generation, &row.node) else {
+        if self.cluster.index_of(&row.node).is_none() {
             return;
-        };
+        }
         let mut repairs = self.repairs.lock();
         if repairs.iter().any(|known| known.id == row.id) {
             return;
         }
-        scope.pairs(self)[node].add_repair(row.kind.holds_rows());
+        // Of a collection that was deleted and forgotten meanwhile, the row is remembered to be taken away.
+        if let Some((scope, node)) = self.find(row.generation, &row.node) {
+            scope.pairs(self)[node].add_repair(row.kind.holds_rows());
+        }
         tracing::warn!(
             node = row.node,
             generation = row.generation,

@@ -43,6 +43,15 @@ pub(super) struct InDoubt {
     since: Duration,
 }
 
+/// What came of asking a node what became of names.
+enum Told {
+    Committed,
+    /// It did not say.
+    Nothing,
+    /// The journal did not take it, as far as is known.
+    NotCommitted,
+}
+
 impl InDoubt {
     fn add(&mut self, ids: &[String]) {
         if self.ids.len() + ids.len() > MOST_IDS {
@@ -233,12 +242,16 @@ impl Core {
         let changed = self.changed_by(&ops);
         let mut sources = self.recovery_source(&Scope::Namespace);
         sources.sort_by_key(|&node| changed.iter().filter(|one| !self.is_whole(node, one)).count());
-        if self.env.now().saturating_sub(since) < PATIENCE && !self.all_are_told(&sources, &ops) {
-            return false;
-        }
-        for &source in &sources {
-            if self.recover_namespace_from(source, &ops).await {
-                return true;
+        for (position, &source) in sources.iter().enumerate() {
+            let is_patient = self.env.now().saturating_sub(since) < PATIENCE;
+            if is_patient && !self.all_are_told(&sources[position..], &ops) {
+                return false;
+            }
+            match self.recover_namespace_from(source, &ops).await {
+                Told::Committed => return true,
+                Told::Nothing => {}
+                // It may have been written all the same: what another node says would contradict it.
+                Told::NotCommitted => return false,
             }
         }
         sources.is_empty()
@@ -256,13 +269,12 @@ impl Core {
         })
     }
 
-    /// False: this node did not say what it has, or the journal did not take it.
-    async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex, ops: &[Op]) -> bool {
+    async fn recover_namespace_from(self: &Arc<Self>, source: NodeIndex, ops: &[Op]) -> Told {
         let mut changes: Commit = vec![];
         for op in ops {
             match self.inspect(source, op).await {
                 Some(found) => changes.extend(found),
-                None => return false,
+                None => return Told::Nothing,
             }
         }
         for node in (0..self.cluster.len()).filter(|&node| node != source) {
@@ -274,7 +286,7 @@ impl Core {
         }
         fault::point("names-inspected");
         if !self.log.commit_until_known(&changes).await {
-            return false;
+            return Told::NotCommitted;
         }
         self.apply(&changes);
         self.count_payloads(&changes);
@@ -296,7 +308,7 @@ impl Core {
             }
         }
         self.recovered(&Scope::Namespace);
-        true
+        Told::Committed
     }
 
     /// What the catalog and the other nodes have to follow, by what `source` shows of one entry. `None`: it did not say.
@@ -319,11 +331,15 @@ impl Core {
                 }
             }
             Op::DeleteDatabase { tenant, name } => {
+                let mut is_gone = true;
                 for collection in self.catalog.in_database(tenant, name) {
-                    changes.extend(self.gone(source, &collection).await?);
+                    let gone = self.gone(source, &collection).await?;
+                    is_gone &= !gone.is_empty();
+                    changes.extend(gone);
                 }
                 let path = NodeRequest::get(node_path::database(tenant, name));
-                if self.bounded_read(source, path).await?.status == 404 {
+                // With a collection that another node may have, its database stays.
+                if is_gone && self.bounded_read(source, path).await?.status == 404 {
                     changes.push(Change::RemoveDatabase {
                         tenant: tenant.clone(),
                         name: name.clone(),
@@ -390,7 +406,7 @@ impl Core {
         if collection.node_id(source).is_some() {
             // One that is being copied to has nothing to show for a while, and tells nothing by that.
             let mut others = (0..self.cluster.len()).filter(|&node| node != source);
-            let counts = self.is_whole(source, collection) || !others.any(|node| self.is_whole(node, collection));
+            let counts = collection.pairs[source].copies() == 0 || !others.any(|node| self.is_whole(node, collection));
             match self.found(source, collection).await {
                 Found::Nothing if counts => return Some(self.deletion(collection)),
                 Found::Silence => return None,
