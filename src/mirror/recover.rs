@@ -238,8 +238,16 @@ impl Core {
         let Some((ops, since)) = lane else {
             return true;
         };
+        if self.recovery_source(&Scope::Namespace).is_empty() {
+            return true;
+        }
         // Who holds all of what was being changed is asked first: what it has lost nobody could give back.
         let changed = self.changed_by(&ops);
+        // What is found of them is decided on between two of their writes, like everything else that asks for repairs.
+        let mut barriers = Vec::with_capacity(changed.len());
+        for collection in &changed {
+            barriers.push(self.exclusive(collection).await);
+        }
         let mut sources = self.recovery_source(&Scope::Namespace);
         sources.sort_by_key(|&node| changed.iter().filter(|one| !self.is_whole(node, one)).count());
         for (position, &source) in sources.iter().enumerate() {
@@ -254,7 +262,7 @@ impl Core {
                 Told::NotCommitted => return false,
             }
         }
-        sources.is_empty()
+        false
     }
 
     /// Whether of each collection that was being deleted a node is there that holds all of it, if there is one at all.
@@ -439,7 +447,7 @@ impl Core {
         collection.node_id(node).is_some() && collection.pairs[node].completes_by_drain()
     }
 
-    /// Collections whose names or lives were being changed.
+    /// Collections whose names or lives were being changed, by generation.
     fn changed_by(&self, ops: &[Op]) -> Vec<Arc<Collection>> {
         let of = |op: &Op| match op {
             Op::DeleteCollection { generation, .. } | Op::ModifyCollection { generation, .. } => {
@@ -448,7 +456,11 @@ impl Core {
             Op::DeleteDatabase { tenant, name } => self.catalog.in_database(tenant, name),
             _ => vec![],
         };
-        ops.iter().flat_map(of).collect()
+        let mut changed: Vec<_> = ops.iter().flat_map(of).collect();
+        // Several lanes are always taken in this order.
+        changed.sort_by_key(|collection| collection.generation);
+        changed.dedup_by_key(|collection| collection.generation);
+        changed
     }
 
     fn modified(&self, source: NodeIndex, collection: &Arc<Collection>, name: String) -> Commit {
