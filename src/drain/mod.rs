@@ -302,7 +302,9 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope, limit: Dura
             return Some(End::Pause);
         };
         if page.rows().is_empty() {
-            nothing_left(core, node, scope);
+            if !nothing_left(core, node, scope) {
+                return Some(End::Pause);
+            }
             tracing::info!(
                 node = core.cluster.node(node).name,
                 generation = scope.generation(),
@@ -331,11 +333,17 @@ async fn hand_over(core: &Arc<Core>, node: NodeIndex, scope: &Scope, limit: Dura
     }
 }
 
-/// Nothing is added while the lane is held: that there are no rows is the truth, whatever was counted.
-fn nothing_left(core: &Core, node: NodeIndex, scope: &Scope) {
+/// Nothing is added while the lane is held: that there are no rows is the truth, whatever was counted. False: a commit of
+/// unknown outcome may have taken them away, with the collection that they were about, and the node does not join.
+fn nothing_left(core: &Core, node: NodeIndex, scope: &Scope) -> bool {
+    let pair = &scope.pairs(core)[node];
+    if pair.pending() > 0 && !core.catalog_can_change() {
+        return false;
+    }
     fault::point("drain-joining");
-    scope.pairs(core)[node].drained();
+    pair.drained();
     core.behind.lock().remove(&(node, scope.generation()));
+    true
 }
 
 /// Applies rows by a job that ends what it sends just then when the limit is over or the node goes down: then this gives
@@ -373,8 +381,7 @@ pub(crate) async fn drain_rest(core: &Arc<Core>, node: NodeIndex, scope: &Scope)
             return false;
         };
         if page.rows().is_empty() {
-            nothing_left(core, node, scope);
-            return true;
+            return nothing_left(core, node, scope);
         }
         if !pair.drainable() {
             return false;

@@ -156,3 +156,26 @@ async fn a_row_that_comes_while_its_collection_is_deleted_goes_with_it() {
     assert_eq!(stage.journal.repairs(), vec![]);
     stage.assert_converged();
 }
+
+/// The rows of a node that is behind go with their collection. Before it is known that they did, that there are none does
+/// not mean that the node misses nothing.
+#[tokio::test(start_paused = true)]
+async fn a_node_does_not_join_because_a_delete_of_unknown_outcome_took_its_rows() {
+    let stage = Stage::new(61).await;
+    let c = stage.create("c").await;
+    assert_eq!(stage.upsert(&c, "x", 1).await.status, 200);
+    stage.down(B);
+    assert_eq!(stage.upsert(&c, "x", 2).await.status, 200);
+    let deletes = |change: &Change| matches!(change, Change::PutCollection(record) if record.deleted);
+    let lost = vec![CommitFault::UncertainWritten; 40];
+    stage.journal.fault(move |commit| commit.iter().any(deletes), lost);
+    assert_ne!(stage.delete("c").await.status, 200);
+    assert_eq!(stage.journal.payloads_of("b").len(), 1, "the delete itself");
+    stage.up(B).await;
+    seconds(3).await;
+    assert!(!c.is_deleted(), "it is not known yet");
+    assert_eq!(stage.usable(&c), [A], "B has x as it was");
+    stage.eventually("the outcome is known", || c.is_deleted()).await;
+    stage.drained().await;
+    stage.assert_converged();
+}
