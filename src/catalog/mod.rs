@@ -64,6 +64,11 @@ impl Collection {
         self.facts.load().node_ids.get(node).copied().flatten()
     }
 
+    /// Whether the node holds all of it, alone or together with its log.
+    pub(crate) fn is_whole_on(&self, node: NodeIndex) -> bool {
+        self.node_id(node).is_some() && self.pairs[node].completes_by_drain()
+    }
+
     pub fn is_deleted(&self) -> bool {
         self.facts.load().deleted
     }

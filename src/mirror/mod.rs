@@ -486,11 +486,11 @@ impl Core {
 
     fn authorities(&self, scope: &Scope, node: NodeIndex) -> impl Iterator<Item = NodeIndex> {
         (0..self.cluster.len()).filter(move |&other| {
-            let mapped = match scope {
-                Scope::Namespace => true,
-                Scope::Collection(collection) => collection.node_id(other).is_some(),
+            let is_whole = match scope {
+                Scope::Namespace => self.namespace.pairs[other].completes_by_drain(),
+                Scope::Collection(collection) => collection.is_whole_on(other),
             };
-            other != node && mapped && scope.pairs(self)[other].completes_by_drain()
+            other != node && is_whole
         })
     }
 

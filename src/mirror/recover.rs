@@ -249,7 +249,7 @@ impl Core {
             barriers.push(self.exclusive(collection).await);
         }
         let mut sources = self.recovery_source(&Scope::Namespace);
-        sources.sort_by_key(|&node| changed.iter().filter(|one| !self.is_whole(node, one)).count());
+        sources.sort_by_key(|&node| changed.iter().filter(|one| !one.is_whole_on(node)).count());
         for (position, &source) in sources.iter().enumerate() {
             let is_patient = self.env.now().saturating_sub(since) < PATIENCE;
             if is_patient && !self.all_are_told(&sources[position..], &ops) {
@@ -271,7 +271,7 @@ impl Core {
         let deleted = deleted.flat_map(|op| self.changed_by(std::slice::from_ref(op)));
         deleted.into_iter().all(|collection| {
             let mut whole = (0..self.cluster.len())
-                .filter(|&node| self.is_whole(node, &collection))
+                .filter(|&node| collection.is_whole_on(node))
                 .peekable();
             whole.peek().is_none() || whole.any(|node| ready.contains(&node))
         })
@@ -414,18 +414,18 @@ impl Core {
         if collection.node_id(source).is_some() {
             // One that is being copied to has nothing to show for a while, and tells nothing by that.
             let mut others = (0..self.cluster.len()).filter(|&node| node != source);
-            let counts = collection.pairs[source].copies() == 0 || !others.any(|node| self.is_whole(node, collection));
+            let counts = collection.pairs[source].copies() == 0 || !others.any(|node| collection.is_whole_on(node));
             match self.found(source, collection).await {
                 Found::Nothing if counts => return Some(self.deletion(collection)),
                 Found::Silence => return None,
                 _ => {}
             }
         }
-        if self.is_whole(source, collection) {
+        if collection.is_whole_on(source) {
             return Some(vec![]);
         }
         for other in self.recovery_source(&Scope::Namespace) {
-            let may_have_done_it = other != source && self.is_whole(other, collection);
+            let may_have_done_it = other != source && collection.is_whole_on(other);
             if may_have_done_it && matches!(self.found(other, collection).await, Found::Nothing) {
                 let facts = collection.facts();
                 let op = Op::DeleteCollection {
@@ -440,11 +440,6 @@ impl Core {
             }
         }
         Some(vec![])
-    }
-
-    /// Together with its log the node holds all of a collection.
-    fn is_whole(&self, node: NodeIndex, collection: &Collection) -> bool {
-        collection.node_id(node).is_some() && collection.pairs[node].completes_by_drain()
     }
 
     /// Collections whose names or lives were being changed, by generation.

@@ -338,6 +338,32 @@ async fn a_create_that_nobody_answered_and_one_node_refuses_is_not_done_by_the_o
     stage.assert_converged();
 }
 
+/// A is away. What becomes of the next such request on B is unknown, and B refuses it when it is drained.
+fn refused_by_b(stage: &Stage, request: &str) {
+    stage.down(A);
+    stage.b().fault(request, 1, WEIRD);
+    stage.b().fault(request, 1, REFUSED);
+}
+
+/// B is drained and A returns, to this proxy or to one that was started since.
+async fn drained_and_healed(stage: Stage, killed: bool) -> Stage {
+    stage
+        .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
+        .await;
+    // Long enough for the low-water mark: all of it is settled.
+    seconds(5).await;
+    let stage = match killed {
+        true => Stage::over(36, stage.nodes.clone(), stage.journal.clone(), |_| {}).await,
+        false => stage,
+    };
+    assert_eq!(stage.core.recovering(), 0, "nothing was under way");
+    stage.up(A).await;
+    stage.up(B).await;
+    stage.heal();
+    stage.healed().await;
+    stage
+}
+
 /// A rename of unknown outcome that the first node to be drained refuses is not done, whatever the other does with it and
 /// whichever proxy hears of that.
 #[tokio::test(start_paused = true)]
@@ -345,24 +371,9 @@ async fn a_rename_that_nobody_answered_and_one_node_refuses_is_taken_back_on_the
     for killed in [false, true] {
         let stage = Stage::new(35).await;
         let c = stage.create("c").await;
-        stage.down(A);
-        stage.b().fault("PUT ", 1, WEIRD);
-        stage.b().fault("PUT ", 1, REFUSED);
+        refused_by_b(&stage, "PUT ");
         assert_eq!(stage.rename(&c, "d").await.status, 504);
-        stage
-            .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
-            .await;
-        // Long enough for the low-water mark: all of it is settled.
-        seconds(5).await;
-        let stage = match killed {
-            true => Stage::over(36, stage.nodes.clone(), stage.journal.clone(), |_| {}).await,
-            false => stage,
-        };
-        assert_eq!(stage.core.recovering(), 0, "nothing was under way");
-        stage.up(A).await;
-        stage.up(B).await;
-        stage.heal();
-        stage.healed().await;
+        let stage = drained_and_healed(stage, killed).await;
         assert_eq!(stage.documents(A, "c"), [], "the proxy was killed: {killed}");
         stage.assert_converged();
     }
@@ -375,24 +386,9 @@ async fn a_delete_that_nobody_answered_and_one_node_refuses_is_done_there_as_wel
     for killed in [false, true] {
         let stage = Stage::new(37).await;
         stage.create("c").await;
-        stage.down(A);
-        stage.b().fault("DELETE", 1, WEIRD);
-        stage.b().fault("DELETE", 1, REFUSED);
+        refused_by_b(&stage, "DELETE");
         assert_eq!(stage.delete("c").await.status, 504);
-        stage
-            .eventually("B is drained", || stage.journal.payloads_of("b").is_empty())
-            .await;
-        // Long enough for the low-water mark: all of it is settled.
-        seconds(5).await;
-        let stage = match killed {
-            true => Stage::over(38, stage.nodes.clone(), stage.journal.clone(), |_| {}).await,
-            false => stage,
-        };
-        assert_eq!(stage.core.recovering(), 0, "nothing was under way");
-        stage.up(A).await;
-        stage.up(B).await;
-        stage.heal();
-        stage.healed().await;
+        let stage = drained_and_healed(stage, killed).await;
         assert_eq!(stage.journal.living(), vec![], "the proxy was killed: {killed}");
         for node in &stage.nodes {
             assert_eq!(
